@@ -14,7 +14,15 @@ _FACTORS = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40}
 _FACTORS |= {unit + "IB": _FACTORS[unit] for unit in "KMGT"}
 _FACTORS |= {unit + "B": 1000**power for power, unit in enumerate("KMGT", 1)}
 _SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w|y)\s*", re.IGNORECASE)
-_SPAN_MS = {"MS": 1, "S": 1000, "M": 60_000, "H": 3_600_000, "D": 86_400_000, "W": 604_800_000, "Y": 31_536_000_000}
+_SPAN_MS = {
+    "MS": 1,
+    "S": 1000,
+    "M": 60_000,
+    "H": 3_600_000,
+    "D": 86_400_000,
+    "W": 604_800_000,
+    "Y": 31_536_000_000,
+}
 _TIME_MS_MAX = (1 << 48) - 1
 
 
@@ -23,7 +31,11 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if not match:
         raise InvalidError(f"not a size: {text!r} (write bytes, or 4KiB, 64MiB, 1GiB)")
-    return int(float(match[1]) * _FACTORS[match[2].upper()]) if "." in match[1] else int(match[1]) * _FACTORS[match[2].upper()]
+    return (
+        int(float(match[1]) * _FACTORS[match[2].upper()])
+        if "." in match[1]
+        else int(match[1]) * _FACTORS[match[2].upper()]
+    )
 
 
 def format_size(size: int) -> str:
@@ -79,8 +91,11 @@ def parse_time(text: str, *, now: int | None = None) -> int:
 def _spoken_time(text: str, base: int) -> datetime | None:
     import dateparser  # late: it is slow to import, and most times are RFC 3339
 
-    reference = datetime.fromtimestamp(base / 1000, UTC)
-    settings = {"RELATIVE_BASE": reference, "TIMEZONE": "UTC", "RETURN_AS_TIMEZONE_AWARE": True}
-    if not re.search(r"\b(ago|in|yesterday|hour|minute|second|day|week|month|year)s?\b", text, re.IGNORECASE):
-        settings = {"RETURN_AS_TIMEZONE_AWARE": True}  # a date as people write it: local time
-    return dateparser.parse(text, languages=["en"], settings=settings)  # type: ignore[arg-type]
+    if re.search(r"\bago\b", text, re.IGNORECASE):  # a span: counted in UTC, or a change of clocks shifts it
+        reference = datetime.fromtimestamp(base / 1000, UTC).replace(tzinfo=None)
+        found = dateparser.parse(
+            text, languages=["en"], settings={"RELATIVE_BASE": reference, "TIMEZONE": "UTC"}
+        )
+        return found and found.replace(tzinfo=UTC)
+    reference = datetime.fromtimestamp(base / 1000)
+    return dateparser.parse(text, languages=["en"], settings={"RELATIVE_BASE": reference})
