@@ -88,6 +88,21 @@ def parse_time(text: str, *, now: int | None = None) -> int:
     return result
 
 
+When = datetime | str | int
+
+
+def to_ms(when: When) -> int:
+    """Milliseconds since the epoch of a datetime (naive: local time), a text as `parse_time` takes it, or
+    milliseconds themselves. Raises InvalidError."""
+    if isinstance(when, datetime):
+        when = when.astimezone(UTC).isoformat()
+    if isinstance(when, str):
+        return parse_time(when)
+    if isinstance(when, bool) or not isinstance(when, int) or not 0 <= when <= _TIME_MS_MAX:
+        raise InvalidError(f"not a time: {when!r} (a datetime, RFC 3339, or milliseconds since the epoch)")
+    return when
+
+
 def _spoken_time(text: str, base: int) -> datetime | None:
     import dateparser  # late: it is slow to import, and most times are RFC 3339
 

@@ -1,0 +1,178 @@
+"""The lookup table in memory: the seq of the newest record of each id, 0 for none.
+
+An entry is 2, 3, 4 or 6 bytes wide, as the seqs need. Beside it stands a byte for each id that says
+whether it has a value now (1) or was deleted or never written (0), and a coarse map of the ids used,
+a byte for each 65,536. All three are anonymous mappings without reserve: the kernel gives a page when
+it is first written, so that id 2^32-1 costs a page and not 25 GB.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from struct import Struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ourdb.errors import StorageError
+
+WIDTHS = (2, 3, 4, 6)
+CHUNK_IDS = 1 << 16
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # since Python 3.12; the value of Linux
+_HUGE_PAGES_IDS_MAX = 1 << 24  # scattered ids in a larger table would touch a huge page each
+_PARTS = {3: np.dtype([("low", "<u2"), ("high", "u1")]), 6: np.dtype([("low", "<u4"), ("high", "<u2")])}
+_WHOLE = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_CASTS = {2: "H", 4: "I"}
+_STRUCTS = {3: (Struct("<HB"), 16), 6: (Struct("<IH"), 32)}
+
+Ids = NDArray[np.integer[Any]]
+Seqs = NDArray[np.uint64]
+Wide = tuple[Any, Any, Any, int, int]
+
+
+def width_for(seq: int) -> int:
+    """The narrowest entry that holds a seq: 2, 3, 4 or 6 bytes."""
+    for width in WIDTHS:
+        if seq < 1 << (8 * width):
+            return width
+    raise StorageError(f"the log is full: seq {seq} does not fit into 48 bits")
+
+
+def _reserve(size: int, entries: int) -> mmap.mmap:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    try:
+        mapping = mmap.mmap(-1, size, flags=flags)
+    except (OSError, MemoryError) as error:
+        raise StorageError(
+            f"the system refuses {size} bytes of address space for the lookup table "
+            "(ulimit -v, or vm.overcommit_memory=2): raise the limit or lower record_nr_max",
+            kind="no_memory",
+        ) from error
+    if entries > _HUGE_PAGES_IDS_MAX:
+        mapping.madvise(mmap.MADV_NOHUGEPAGE)
+    return mapping
+
+
+class Lookup:
+    """id -> seq for ids 0 to `id_max`. One thread writes at a time; any number read."""
+
+    __slots__ = ("_table", "count", "highest", "id_max", "live", "live_column", "used", "view", "wide", "width")
+
+    def __init__(self, id_max: int, *, seq: int = 0) -> None:
+        self.id_max = id_max
+        self.live = _reserve(id_max + 1, id_max + 1)
+        self.live_column: NDArray[np.uint8] = np.frombuffer(self.live, np.uint8)
+        self.used = bytearray((id_max >> 16) + 1)
+        self.count = 0
+        self.highest: int | None = None
+        self._allocate(width_for(seq))
+
+    def _allocate(self, width: int) -> None:
+        entries = self.id_max + 1
+        table = _reserve(entries * width, entries)
+        self.width = width
+        self._table: NDArray[Any] = np.frombuffer(table, _WHOLE.get(width) or _PARTS[width])
+        # One of the two is read by get and set: a view of whole entries, or how to unpack one. A wide
+        # entry is stored by one call, so that a reading thread never sees half of it.
+        self.view: memoryview[int] = memoryview(b"")  # type: ignore[assignment]
+        self.wide: Wide | None = None
+        if width in _CASTS:
+            self.view = memoryview(table).cast(_CASTS[width])  # type: ignore[call-overload]
+        else:
+            packing, shift = _STRUCTS[width]
+            self.wide = (packing.unpack_from, packing.pack_into, table, width, shift)
+
+    @property
+    def seq_max(self) -> int:
+        """The last seq that fits into an entry."""
+        return (1 << (8 * self.width)) - 1
+
+    def widen(self, seq: int) -> None:
+        """Make room for entries as large as `seq`. Readers go on with the table that they have."""
+        old, width = self._table, width_for(seq)
+        wholes = self._wholes
+        chunks = [chunk for chunk, used in enumerate(self.used) if used]
+        before = {chunk: wholes(old[chunk << 16 : (chunk + 1) << 16]) for chunk in chunks}
+        self._allocate(width)
+        for chunk, seqs in before.items():
+            self._store(slice(chunk << 16, (chunk << 16) + len(seqs)), seqs)
+
+    @staticmethod
+    def _wholes(entries: NDArray[Any]) -> Seqs:
+        if entries.dtype.names is None:
+            return entries.astype(np.uint64)
+        shift = 16 if entries.dtype.itemsize == 3 else 32
+        return entries["low"].astype(np.uint64) | (entries["high"].astype(np.uint64) << np.uint64(shift))
+
+    def _store(self, where: Ids | slice, seqs: Seqs) -> None:
+        if self.wide is None:
+            self._table[where] = seqs
+            return
+        shift = self.wide[4]
+        self._table["low"][where] = seqs & np.uint64((1 << shift) - 1)
+        self._table["high"][where] = seqs >> np.uint64(shift)
+
+    def seq(self, id: int) -> int:
+        """The seq of the newest record of an id in range, 0 for none."""
+        if self.wide is None:
+            return self.view[id]
+        unpack_from, _, table, width, shift = self.wide
+        low, high = unpack_from(table, id * width)
+        return int(low | high << shift)
+
+    def seqs(self, ids: Ids) -> Seqs:
+        return self._wholes(self._table[ids])
+
+    def put(self, id: int, seq: int, alive: bool) -> None:
+        """One id, one record."""
+        if self.wide is None:
+            self.view[id] = seq
+        else:
+            _, pack_into, table, width, shift = self.wide
+            pack_into(table, id * width, seq & ((1 << shift) - 1), seq >> shift)
+        self.count += alive - self.live[id]
+        self.live[id] = alive
+        self.used[id >> 16] = 1
+        if self.highest is None or id > self.highest:
+            self.highest = id
+
+    def put_many(self, ids: Ids, seqs: Seqs, alive: NDArray[np.bool_], *, distinct: bool = False) -> None:
+        """Records in seq order: of an id that stands there twice the last one wins."""
+        if not len(ids):
+            return
+        touched = ids if distinct else np.unique(ids)
+        before = int(self.live_column[touched].sum())
+        self._store(ids, seqs)
+        self.live_column[ids] = alive
+        self.count += int(self.live_column[touched].sum()) - before
+        for chunk in np.unique(ids >> 16).tolist():
+            self.used[chunk] = 1
+        top = int(ids.max())
+        self.highest = top if self.highest is None else max(top, self.highest)
+
+    def alive(self) -> Iterator[NDArray[np.int64]]:
+        """The ids that have a value, ascending, some at a time."""
+        for chunk in self.used_chunks():
+            start = chunk << 16
+            found = np.flatnonzero(self.live_column[start : start + CHUNK_IDS])
+            if len(found):
+                yield found + start
+
+    def used_chunks(self) -> list[int]:
+        """Which runs of 65,536 ids hold a record."""
+        return [chunk for chunk, used in enumerate(self.used) if used]
+
+    def chunk(self, chunk: int) -> tuple[Seqs, NDArray[np.uint8]]:
+        """Seqs and live bytes of one run of 65,536 ids."""
+        where = slice(chunk << 16, (chunk + 1) << 16)
+        return self._wholes(self._table[where]), self.live_column[where]
+
+    def put_chunk(self, chunk: int, seqs: Seqs, live: NDArray[np.uint8]) -> None:
+        """Load one run of 65,536 ids, as `chunk` gave it."""
+        start = chunk << 16
+        self._store(slice(start, start + len(seqs)), seqs)
+        self.count += int(live.sum()) - int(self.live_column[start : start + len(live)].sum())
+        self.live_column[start : start + len(live)] = live
+        self.used[chunk] = 1
