@@ -7,17 +7,15 @@ the kernel lock `line.lock`; the writer of the database never touches it. docs/f
 
 from __future__ import annotations
 
-import fcntl
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from ourdb import sealedjson
 from ourdb.errors import DamageError, InvalidError, UnknownFormatError
 from ourdb.files import FileSystem
-from ourdb.sealedjson import load_sealed, replace_sealed
 
 Start = Literal["first", "plain", "take-over", "fork", "new"]
 
@@ -157,9 +155,8 @@ def create(
 def load(path: Path, *, fs: FileSystem | None = None) -> Line | None:
     """The line of the directory, None if it has none. Raises DamageError."""
     file = Path(path) / FILE_NAME
-    try:
-        fields = load_sealed(fs or FileSystem(), file)
-    except FileNotFoundError:
+    fields = sealedjson.read(file, fs=fs or FileSystem())
+    if fields is None:
         return None
     try:
         return Line.from_json(fields)
@@ -172,7 +169,7 @@ def update(path: Path, change: Callable[[Line], Line], *, fs: FileSystem | None 
     that is the same. A directory whose line.json was lost gets a new generation: its stores then say
     `fork`, and nothing is overwritten."""
     path, fs = Path(path), fs or FileSystem()
-    with _locked(path, fs):
+    with fs.locked(path / LOCK_NAME):
         old = load(path, fs=fs)
         new = change(old or Line(generation=new_generation(), start="first"))
         if new != old:
@@ -213,12 +210,4 @@ def lowest_mark(line: Line) -> int | None:
 
 
 def _write(path: Path, line: Line, fs: FileSystem) -> None:
-    replace_sealed(fs, path / FILE_NAME, line.as_json())
-
-
-@contextmanager
-def _locked(path: Path, fs: FileSystem) -> Iterator[None]:
-    file = path / LOCK_NAME
-    with fs.open(file, write=True, create=True) as lock:  # closing it, or dying, gives the lock back
-        fs.call("lock", file, fcntl.flock, lock.fd, fcntl.LOCK_EX)
-        yield
+    sealedjson.replace(path / FILE_NAME, line.as_json(), fs=fs)

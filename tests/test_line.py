@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ourdb import line
+from ourdb import line, sealedjson
 from ourdb.errors import DamageError, InvalidError, UnknownFormatError
 from ourdb.files import FileSystem
-from ourdb.sealedjson import replace_sealed
 
 GENERATION = "00000000000000a1"
 STORE = "file:/srv/backup/notes"
@@ -92,13 +91,13 @@ def test_flipped_byte_is_damage(tmp_path: Path) -> None:
     ],
 )
 def test_sealed_line_of_wrong_shape_is_damage(tmp_path: Path, change: dict[str, object]) -> None:
-    replace_sealed(FileSystem(), tmp_path / line.FILE_NAME, full_line().as_json() | change)
+    sealedjson.replace(tmp_path / line.FILE_NAME, full_line().as_json() | change, fs=FileSystem())
     with pytest.raises(DamageError, match="not the line of a database"):
         line.load(tmp_path)
 
 
 def test_unknown_version_is_refused_as_such(tmp_path: Path) -> None:
-    replace_sealed(FileSystem(), tmp_path / line.FILE_NAME, full_line().as_json() | {"version": 2})
+    sealedjson.replace(tmp_path / line.FILE_NAME, full_line().as_json() | {"version": 2}, fs=FileSystem())
     with pytest.raises(UnknownFormatError, match="2"):
         line.load(tmp_path)
 
