@@ -1,0 +1,121 @@
+"""Generations and pins, as the head names them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from compactor.body import Json, Malformed, Members, no_extra, without_defaults
+from ourdb.errors import InvalidError
+from ourdb.names import parse_generation
+from ourdb.record import ID_MAX, SEQ_MAX, TIME_MAX
+
+CHAIN_MAX = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Where a generation left another: the one that owns `seq`, and the chain there."""
+
+    generation: str
+    seq: int
+    chain: int
+    extra: Json = field(default_factory=no_extra)
+
+    def as_json(self) -> dict[str, Any]:
+        members = {"generation": self.generation, "seq": self.seq, "chain": self.chain}
+        return without_defaults(members, self.extra)
+
+    @classmethod
+    def from_json(cls, value: object) -> Parent:
+        take = Members(value, "parent")
+        return cls(
+            take.hex("generation", 16),
+            take.number("seq", at_most=SEQ_MAX),
+            take.number("chain", at_most=CHAIN_MAX),
+            take.extra(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One unbroken line of writes, up to its end as the store holds it. Times in ms since the epoch.
+
+    as_of: until when its writer had seen every record. successor: the generation that took over.
+    """
+
+    id: str
+    parent: Parent | None
+    last_seq: int
+    last_time: int
+    chain: int
+    highest_id: int | None
+    as_of: int
+    successor: str | None = None
+    extra: Json = field(default_factory=no_extra)
+
+    @property
+    def first_seq(self) -> int:
+        """The first seq that is its own."""
+        return self.parent.seq + 1 if self.parent else 1
+
+    def as_json(self) -> dict[str, Any]:
+        members = {
+            "parent": self.parent and self.parent.as_json(),
+            "last_seq": self.last_seq,
+            "last_time": self.last_time,
+            "chain": self.chain,
+            "highest_id": self.highest_id,
+            "as_of": self.as_of,
+            "successor": self.successor,
+        }
+        return without_defaults(members, self.extra)
+
+    @classmethod
+    def from_json(cls, name: str, value: object) -> Generation:
+        take = Members(value, "generation")
+        _checked_id(name)
+        return cls(
+            id=name,
+            parent=take.maybe("parent", Parent.from_json),
+            last_seq=take.number("last_seq", at_most=SEQ_MAX),
+            last_time=take.number("last_time", at_most=TIME_MAX),
+            chain=take.number("chain", at_most=CHAIN_MAX),
+            highest_id=take.maybe_number("highest_id", at_most=ID_MAX),
+            as_of=take.number("as_of", at_most=TIME_MAX),
+            successor=take.hex("successor", 16) if take.has("successor") else None,
+            extra=take.extra(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pin:
+    """A point that is kept exact: its name, the generation that owns it, seq and time (ms)."""
+
+    name: str
+    generation: str
+    seq: int
+    time: int
+    extra: Json = field(default_factory=no_extra)
+
+    def as_json(self) -> dict[str, Any]:
+        members = {"name": self.name, "generation": self.generation, "seq": self.seq, "time": self.time}
+        return without_defaults(members, self.extra)
+
+    @classmethod
+    def from_json(cls, value: object) -> Pin:
+        take = Members(value, "pin")
+        return cls(
+            name=take.text("name"),
+            generation=take.hex("generation", 16),
+            seq=take.number("seq", at_most=SEQ_MAX),
+            time=take.number("time", at_most=TIME_MAX),
+            extra=take.extra(),
+        )
+
+
+def _checked_id(name: str) -> None:
+    try:
+        parse_generation(name)
+    except InvalidError as error:
+        raise Malformed(str(error)) from error
