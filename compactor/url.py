@@ -91,10 +91,8 @@ class StoreUrl:
 
 def parse_url(text: str) -> StoreUrl:
     """The place that a URL names. Raises InvalidError, which never repeats a password."""
-    if any(ord(character) <= 32 or ord(character) == 127 for character in text):
-        raise InvalidError(
-            f"a space or control character in the URL (write %20 for a space): {_safe(text)!r}"
-        )
+    if text != text.strip() or any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise InvalidError(f"a control character, or a space at the end, in the URL: {_safe(text)!r}")
     try:
         split = urlsplit(text)
     except ValueError as error:

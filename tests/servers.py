@@ -19,6 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_SECONDS = 60
@@ -173,28 +174,20 @@ def _spawn(
     return S3Server(kind, f"http://127.0.0.1:{port}", ACCESS_KEY, SECRET_KEY, BUCKET, pid=process.pid)
 
 
+def remove_objects(server: S3Server, prefix: str) -> None:
+    """Leaves nothing behind on a server that is not ours."""
+    with contextlib.closing(_client(server)) as client:
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=server.bucket, Prefix=prefix):
+            for found in page.get("Contents", ()):
+                client.delete_object(Bucket=server.bucket, Key=found["Key"])
+
+
 def _make_bucket(server: S3Server) -> None:
     """Creates the bucket as soon as the server takes it: that it answers at all is not ready enough."""
-    import boto3
-    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
-    client = boto3.client(
-        "s3",
-        endpoint_url=server.endpoint,
-        aws_access_key_id=server.access_key,
-        aws_secret_access_key=server.secret_key,
-        aws_session_token=server.session_token or None,
-        region_name=server.region,
-        config=Config(
-            s3={"addressing_style": "path"},
-            retries={"total_max_attempts": 1},
-            connect_timeout=2,
-            read_timeout=10,
-        ),
-    )
     give_up = time.monotonic() + READY_SECONDS
-    try:
+    with contextlib.closing(_client(server)) as client:
         while True:
             try:
                 client.create_bucket(Bucket=server.bucket)
@@ -209,8 +202,26 @@ def _make_bucket(server: S3Server) -> None:
             if time.monotonic() > give_up:
                 raise RuntimeError(f"{server.kind} at {server.endpoint} is not ready") from failure
             time.sleep(0.05)
-    finally:
-        client.close()
+
+
+def _client(server: S3Server) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(
+        "s3",
+        endpoint_url=server.endpoint,
+        aws_access_key_id=server.access_key,
+        aws_secret_access_key=server.secret_key,
+        aws_session_token=server.session_token or None,
+        region_name=server.region,
+        config=Config(
+            s3={"addressing_style": "path"},
+            retries={"total_max_attempts": 1},
+            connect_timeout=2,
+            read_timeout=10,
+        ),
+    )
 
 
 def main() -> None:

@@ -1,0 +1,186 @@
+"""A store in this process: for tests, and the plainest statement of what a store does."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import crc32c
+
+from compactor.store.base import (
+    Etag,
+    Failures,
+    ListPage,
+    PreconditionFailed,
+    Reply,
+    Stat,
+    StoreOptions,
+    checked_etag,
+    checked_key,
+    no_such_key,
+    short_object,
+)
+from compactor.store.requests import RequestCounter
+from compactor.url import StoreUrl
+from ourdb.units import now_ms
+
+PAGE_KEYS = 1000
+
+
+@dataclass(frozen=True)
+class _Object:
+    data: bytes
+    etag: Etag
+    modified_ms: int
+
+
+@dataclass
+class Bucket:
+    """Objects by key, shared by the stores on them. clock_ms: what LastModified and Date are taken from."""
+
+    clock_ms: Callable[[], int] = now_ms
+    objects: dict[str, _Object] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+_buckets: dict[str, Bucket] = {}
+
+
+def shared_bucket(name: str) -> Bucket:
+    """The bucket of this name in this process, made when first asked for: `memory://name/..`."""
+    return _buckets.setdefault(name, Bucket())
+
+
+class MemoryStore:
+    """A namespace in a Bucket. Durable as long as the process."""
+
+    def __init__(
+        self, url: StoreUrl, options: StoreOptions | None = None, *, bucket: Bucket | None = None
+    ) -> None:
+        self.url = url
+        self.requests = RequestCounter()
+        self._options = (options or StoreOptions()).validate()
+        self._bucket = bucket or shared_bucket(url.bucket)
+        self._root = url.root + "/"
+
+    def get(self, key: str) -> Reply:
+        self.requests.add("GET")
+        found = self._object(key)
+        return Reply(found.data, found.etag, found.modified_ms, self._bucket.clock_ms())
+
+    def get_if_changed(self, key: str, etag: Etag) -> Reply | None:
+        reply = self.get(key)
+        return None if reply.etag == checked_etag(etag) else reply
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        self.requests.add("GET")
+        data = self._object(key).data
+        if start + length > len(data):
+            raise short_object(self.url, key, len(data), start + length)
+        return data[start : start + length]
+
+    def get_tail(self, key: str, length: int) -> tuple[bytes, int]:
+        self.requests.add("GET")
+        data = self._object(key).data
+        return data[max(0, len(data) - length) :], len(data)
+
+    def put_if_absent(self, key: str, data: bytes) -> Stat:
+        self.requests.add("PUT")
+        with self._bucket.lock:
+            if self._root + checked_key(key) in self._bucket.objects:
+                raise PreconditionFailed(f"exists already: {self.url.display} {key}", status=412, key=key)
+            return self._put(key, data)
+
+    def put_if_match(self, key: str, data: bytes, etag: Etag) -> Stat:
+        self.requests.add("PUT")
+        with self._bucket.lock:
+            found = self._bucket.objects.get(self._root + checked_key(key))
+            if found is None:
+                raise PreconditionFailed(f"is not there: {self.url.display} {key}", status=404, key=key)
+            if found.etag != checked_etag(etag):
+                raise PreconditionFailed(f"was replaced: {self.url.display} {key}", status=412, key=key)
+            return self._put(key, data)
+
+    def put_stream(
+        self,
+        key: str,
+        chunks: Iterable[bytes],
+        *,
+        size_hint: int | None = None,
+        on_begin: Callable[[str], None] | None = None,
+    ) -> Stat:
+        checked_key(key)
+        data = bytearray()
+        begun = False
+        for chunk in chunks:
+            data += chunk
+            if len(data) > self._options.put_bytes_max and not begun:
+                begun = True
+                self.requests.add("POST")
+                if on_begin is not None:
+                    on_begin(secrets.token_hex(8))
+        for _ in range(-(-len(data) // self._options.part_bytes) if begun else 1):
+            self.requests.add("PUT")
+        if begun:
+            self.requests.add("POST")
+        return self._put(key, bytes(data))
+
+    def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListPage]:
+        with self._bucket.lock:
+            names = sorted(self._bucket.objects)
+        keys = [name.removeprefix(self._root) for name in names if name.startswith(self._root + prefix)]
+        keys = keys[bisect_right(keys, start_after) :]
+        for first in range(0, max(len(keys), 1), PAGE_KEYS):
+            self.requests.add("LIST")
+            stats = (self._stat(key) for key in keys[first : first + PAGE_KEYS])
+            yield ListPage(tuple(stat for stat in stats if stat is not None), self._bucket.clock_ms())
+
+    def head(self, key: str) -> Stat | None:
+        self.requests.add("HEAD")
+        return self._stat(checked_key(key))
+
+    def delete_many(self, keys: Iterable[str]) -> Failures:
+        names = [self._root + checked_key(key) for key in keys]
+        for first in range(0, len(names), PAGE_KEYS):
+            self.requests.add("DELETE")
+            with self._bucket.lock:
+                for name in names[first : first + PAGE_KEYS]:
+                    self._bucket.objects.pop(name, None)
+        return ()
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        self.requests.add("DELETE")
+
+    def heads_above(self) -> str | None:
+        parts = self.url.root.split("/")[:-1]
+        for count in range(1, len(parts) + 1):
+            self.requests.add("HEAD")
+            name = "/".join((*parts[:count], "head"))
+            if name in self._bucket.objects:
+                return name
+        return None
+
+    def close(self) -> None:
+        """Nothing to give back: the bucket stays for the next store on it."""
+
+    def _object(self, key: str) -> _Object:
+        found = self._bucket.objects.get(self._root + checked_key(key))
+        if found is None:
+            raise no_such_key(self.url, key)
+        return found
+
+    def _put(self, key: str, data: bytes) -> Stat:
+        with self._bucket.lock:
+            made = _Object(bytes(data), f'"{secrets.token_hex(16)}"', self._bucket.clock_ms())
+            self._bucket.objects[self._root + checked_key(key)] = made
+        return Stat(key, len(data), made.etag, made.modified_ms, made.modified_ms, crc32c.crc32c(data))
+
+    def _stat(self, key: str) -> Stat | None:
+        found = self._bucket.objects.get(self._root + key)
+        if found is None:
+            return None
+        checksum = crc32c.crc32c(found.data)
+        return Stat(key, len(found.data), found.etag, found.modified_ms, self._bucket.clock_ms(), checksum)
