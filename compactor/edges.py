@@ -1,0 +1,184 @@
+"""Segments as the edges of a graph over seq, in columns: what the search for a path works on."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from compactor.entries import SegmentEntry
+from ourdb.record import SEQ_MAX
+from ourdb.segment.summary import Run
+
+SEGMENT_COST = 1 << 56  # a cost is one number: segments first, then bytes
+_PIECE = 1 << 16
+_LAST, _FIRST, _BEFORE, _AFTER = slice(0, 16), slice(17, 33), slice(77, 85), slice(86, 94)  # of a file name
+_NIBBLE = np.zeros(256, np.int64)
+_NIBBLE[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass
+class Edges:
+    """Edges sorted by last, then first seq. An edge is a segment, or all parts of a stretch together.
+
+    begins, ends: `seq << 32 | chain` before the first and after the last record; edges whose numbers are
+    the same join there. costs: of using it. crowded: another edge ends in it. indexes: of the (first)
+    segment. parts: only of edges that are a stretch. runs: only of those that are not exact all over.
+    """
+
+    firsts: list[int]
+    lasts: list[int]
+    begins: list[int]
+    ends: list[int]
+    costs: list[int]
+    crowded: list[bool]
+    indexes: list[int]
+    parts: dict[int, tuple[int, ...]]
+    runs: dict[int, tuple[Run, ...]]
+    segments: Sequence[SegmentEntry]
+
+    def members(self, edge: int) -> list[SegmentEntry]:
+        """The segments of an edge, in order."""
+        return [self.segments[index] for index in self.parts.get(edge, (self.indexes[edge],))]
+
+    def knows(self, edge: int, seq: int) -> bool:
+        """Whether the chain after `seq` is known from this edge alone."""
+        if edge not in self.runs:
+            return self.firsts[edge] - 1 <= seq <= self.lasts[edge]
+        return seq == self.firsts[edge] - 1 or any(
+            run.first_seq - 1 <= seq <= run.last_seq for run in self.runs[edge]
+        )
+
+    def exact_at(self, edge: int, seq: int) -> bool:
+        """Whether what a path holds up to `seq` is exact there if this edge is its last."""
+        if edge not in self.runs:
+            return self.firsts[edge] <= seq <= self.lasts[edge]
+        return any(run.first_seq <= seq <= run.last_seq for run in self.runs[edge])
+
+
+@dataclass
+class _Columns:
+    """One entry a segment; an unknown chain is 0, and is not asked for."""
+
+    first: Ints
+    last: Ints
+    before: Ints
+    after: Ints
+    bytes: Ints
+
+
+def usable_edges(
+    segments: Sequence[SegmentEntry], start: int, target: int | None, without: Collection[str] = ()
+) -> Edges:
+    """The edges behind `start` that a path to `target` may use (None: to any seq).
+
+    What begins after the target, or reaches it and is not exact there, is left out; what reaches beyond it
+    counts as ending there. A stretch of which a part is missing is left out whole.
+    """
+    if without:
+        segments = [segment for segment in segments if segment.key not in without]
+    columns = _columns(segments)
+    usable = (columns.first > start) & (columns.first <= (SEQ_MAX if target is None else target))
+    runs: dict[int, tuple[Run, ...]] = {}
+    stretches: dict[int, list[int]] = defaultdict(list)
+    for index in [i for i, s in enumerate(segments) if s.runs is not None or s.stretch is not None]:
+        segment, exact = segments[index], segments[index].exact_runs
+        if segment.stretch is not None:
+            usable[index] = False
+            stretches[segment.stretch.id].append(index)
+        elif [(run.first_seq, run.last_seq) for run in exact] != [(segment.first_seq, segment.last_seq)]:
+            runs[index] = exact
+            usable[index] &= _may_end(exact, segment.last_seq, target)
+    parts: dict[int, tuple[int, ...]] = {}
+    for indexes in stretches.values():
+        whole = _join_parts(segments, indexes)
+        if whole and start < segments[whole[0]].first_seq <= (SEQ_MAX if target is None else target):
+            exact = tuple(run for index in whole for run in segments[index].exact_runs)
+            usable[whole[0]] = _may_end(exact, segments[whole[-1]].last_seq, target)
+            parts[whole[0]], runs[whole[0]] = whole, exact
+    return _sorted_edges(segments, columns, np.flatnonzero(usable), parts, runs, target)
+
+
+def _sorted_edges(
+    segments: Sequence[SegmentEntry],
+    columns: _Columns,
+    chosen: Ints,
+    parts: dict[int, tuple[int, ...]],
+    runs: dict[int, tuple[Run, ...]],
+    target: int | None,
+) -> Edges:
+    tails, costs = chosen.copy(), columns.bytes + SEGMENT_COST
+    for index, whole in parts.items():
+        tails[chosen == index] = whole[-1]
+        costs[index] = sum(costs[list(whole)].tolist())
+    lasts = columns.last[tails]
+    if target is not None:
+        lasts = np.minimum(lasts, target)
+    order = np.lexsort((columns.first[chosen], lasts))
+    chosen, tails, lasts = chosen[order], tails[order], lasts[order]
+    firsts = columns.first[chosen]
+    place_of = {index: place for place, index in enumerate(chosen.tolist()) if index in runs} if runs else {}
+    crowded = np.zeros(len(chosen), np.bool_)
+    crowded[1:] = lasts[:-1] >= firsts[1:]
+    return Edges(
+        firsts=firsts.tolist(),
+        lasts=lasts.tolist(),
+        begins=_keys(firsts - 1, columns.before[chosen]),
+        ends=_keys(lasts, columns.after[tails]),
+        costs=costs[chosen].tolist(),
+        crowded=crowded.tolist(),
+        indexes=chosen.tolist(),
+        parts={place_of[index]: whole for index, whole in parts.items() if index in place_of},
+        runs={place: runs[index] for index, place in place_of.items()},
+        segments=segments,
+    )
+
+
+def _keys(seqs: Ints, chains: Ints) -> list[int]:
+    if len(seqs) and int(seqs.max()) >= 1 << 31:  # beyond what an int64 holds
+        return [seq << 32 | chain for seq, chain in zip(seqs.tolist(), chains.tolist(), strict=True)]
+    keys: list[int] = (seqs << 32 | chains).tolist()
+    return keys
+
+
+def _columns(segments: Sequence[SegmentEntry]) -> _Columns:
+    count = len(segments)
+    first, last, before, after = (np.empty(count, np.int64) for _ in range(4))
+    places = ((first, _FIRST), (last, _LAST), (before, _BEFORE), (after, _AFTER))
+    for begin in range(0, count, _PIECE):
+        names = [segment.file_name for segment in segments[begin : begin + _PIECE]]
+        text = np.frombuffer("".join(names).encode(), np.uint8).reshape(len(names), -1)
+        for column, place in places:
+            number = column[begin : begin + len(names)]
+            number[:] = 0
+            for digit in text[:, place].T:
+                number <<= 4
+                number |= _NIBBLE[digit]
+    sizes = np.fromiter((segment.bytes for segment in segments), np.int64, count)
+    return _Columns(first, last, before, after, sizes)
+
+
+def _may_end(runs: tuple[Run, ...], last: int, target: int | None) -> bool:
+    return target is None or last < target or any(run.first_seq <= target <= run.last_seq for run in runs)
+
+
+def _join_parts(segments: Sequence[SegmentEntry], indexes: list[int]) -> tuple[int, ...] | None:
+    """The parts of a stretch in order, if all are there and each begins where the one before ends. Of two
+    objects that are the same part the smaller one counts."""
+    by_part: dict[int, int] = {}
+    wanted = 0
+    for index in sorted(indexes, key=lambda i: (-segments[i].bytes, segments[i].file_name)):
+        stretch = segments[index].stretch
+        if stretch is not None:
+            by_part[stretch.part], wanted = index, max(wanted, stretch.parts)
+    if sorted(by_part) != list(range(1, wanted + 1)):
+        return None
+    whole = tuple(by_part[part] for part in range(1, wanted + 1))
+    joined = all(segments[a].last_seq + 1 == segments[b].first_seq for a, b in pairwise(whole))
+    return whole if joined else None
