@@ -1,7 +1,8 @@
 """Real S3 servers for the tests: one that is already up, else MinIO, else SeaweedFS.
 
 `start()` picks as the README says: OURDB_TEST_S3_ENDPOINT with the usual AWS variables; MinIO on the
-PATH or in the project's cache; else `weed` of the test extra. Run as a program it starts one and says
+PATH or in the project's cache; else `weed` of the test extra. OURDB_TEST_S3=minio or seaweedfs insists on
+one of the two. Run as a program it starts one and says
 how to reach it, until it is interrupted.
 """
 
@@ -65,8 +66,10 @@ def start(directory: Path, environ: Mapping[str, str] = os.environ) -> S3Server:
             environ.get("AWS_DEFAULT_REGION", environ.get("AWS_REGION", "us-east-1")),
             environ.get("AWS_SESSION_TOKEN", ""),
         )
-    elif minio := minio_binary():
+    elif environ.get("OURDB_TEST_S3", "") != "seaweedfs" and (minio := minio_binary()):
         server = _start_minio(minio, directory)
+    elif environ.get("OURDB_TEST_S3") == "minio":
+        raise RuntimeError("no MinIO on the PATH or in the cache: tools/minio.sh install")
     else:
         server = _start_weed(weed_binary(), directory)
     try:
