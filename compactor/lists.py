@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from compactor import body
 from compactor.body import Malformed, Members
@@ -22,6 +23,7 @@ SEGMENTS_MAX = 10_000
 GONE_MAX = 10_000
 TURN_OVER = 200
 NO_WORDS: frozenset[str] = frozenset()
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def turn_over(
     return kept, list(cut(rest, SEGMENTS_MAX))
 
 
-def cut(entries: Sequence[SegmentEntry], size: int) -> Iterator[Sequence[SegmentEntry]]:
+def cut(entries: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     """Pieces of `size` entries, the last one may be shorter."""
     for first in range(0, len(entries), size):
         yield entries[first : first + size]

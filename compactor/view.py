@@ -27,6 +27,11 @@ class View:
     stored: Mapping[str, StoredList]
 
     @cached_property
+    def list_names(self) -> frozenset[str]:
+        """The keys of its lists of segments."""
+        return frozenset(ref.key for ref in self.head.lists)
+
+    @cached_property
     def lists(self) -> Mapping[str, tuple[SegmentEntry, ...]]:
         """The entries of each list of segments. Raises DamageError for a damaged list."""
         return {ref.key: self.stored[ref.key].segments for ref in self.head.lists}

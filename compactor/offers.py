@@ -1,0 +1,145 @@
+"""What a head offers, and that the next one still does: the checks of protocol rule 3. Pure.
+
+A point is offered if a path leads to it and it lies in an exact run. Every point that the head before
+offers, and that its window, pins or branch points protect, has to be offered by the one after; what is
+new has to join in seq and chain. Otherwise the work was computed on something else and is thrown away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from compactor.entries import SegmentEntry
+from compactor.generations import Generation
+from compactor.head import Head
+from compactor.path import exact_ranges
+from ourdb.errors import Error
+
+Ranges = Sequence[tuple[int, int]]
+Segments = Mapping[str, Sequence[SegmentEntry]]  # by generation
+
+
+def refuse(why: str, **fields: object) -> Error:
+    """The work does not fit the head that it would follow: it has to be computed again, on that head."""
+    return Error(f"the new head would not be right, nothing was put: {why}", kind="not_following", **fields)
+
+
+def by_generation(segments: Iterable[SegmentEntry]) -> dict[str, list[SegmentEntry]]:
+    """The segments of each generation, by last and first seq."""
+    found: dict[str, list[SegmentEntry]] = {}
+    for segment in sorted(segments, key=lambda entry: entry.order):
+        found.setdefault(segment.generation, []).append(segment)
+    return found
+
+
+def offered(generation: Generation, segments: Sequence[SegmentEntry]) -> Ranges:
+    """The seqs that this generation owns and offers, as ranges, ends included, in order and apart."""
+    parent = generation.parent
+    ranges = exact_ranges(segments, generation.first_seq - 1, parent.chain if parent else 0)
+    joined: list[tuple[int, int]] = []
+    for first, last in sorted((exact.first_seq, exact.run.last_seq) for exact in ranges):
+        if joined and first <= joined[-1][1] + 1:
+            joined[-1] = joined[-1][0], max(last, joined[-1][1])
+        else:
+            joined.append((first, last))
+    return joined
+
+
+def check_additions(old: Head | None, new: Head, added: Iterable[SegmentEntry]) -> None:
+    """For a head that only adds behind the ends: each generation goes on where it ended, and ends where its
+    last segment does."""
+    for name, segments in by_generation(added).items():
+        if name not in new.generations:
+            raise refuse(f"segments of a generation that is not in it: {name}")
+        end = new.generations[name]
+        before = old.generations.get(name) if old else None
+        start = (before.last_seq, before.chain) if before else _start(end)
+        for segment in segments:
+            said = segment.name
+            if (said.first_seq, said.chain_before) != (start[0] + 1, start[1]):
+                raise refuse(f"a segment does not join at seq {start[0]}: {segment.key}", seq=start[0])
+            if not segment.summary().validate().exact:
+                raise refuse(f"a segment is not exact and nothing stands beside it: {segment.key}")
+            start = said.last_seq, said.chain_after or 0
+        if start != (end.last_seq, end.chain):
+            raise refuse(f"generation {name} does not end where its segments do, at seq {start[0]}")
+
+
+def check_all(
+    old: Head | None, new: Head, before: Segments, after: Segments, horizons: Mapping[str, int]
+) -> None:
+    """For any other change. horizons: from which seq on all points of a generation are protected by its
+    window, 0 (every one) where it is not named."""
+    for name, end in new.generations.items():
+        now = offered(end, after.get(name, ()))
+        _check_end(end, after.get(name, ()), now)
+        if old and name in old.generations:
+            was = offered(old.generations[name], before.get(name, ()))
+            _check_kept(
+                name, was, now, horizons.get(name, 0), marked_seqs(old, name) | marked_seqs(new, name)
+            )
+        for seq in marked_seqs(new, name) - (marked_seqs(old, name) if old else set()):
+            if not _within(now, seq, seq):
+                raise refuse(f"a pin or branch point is not offered: seq {seq} of {name}", seq=seq)
+    if stray := sorted(set(after) - new.generations.keys()):
+        raise refuse(f"segments of a generation that is not in it: {stray[0]}")
+
+
+def marked_seqs(head: Head, generation: str) -> set[int]:
+    """The single points of a generation that stay exact: pins, and where another one left it."""
+    pins = {pin.seq for pin in head.pins if pin.generation == generation}
+    parents = (other.parent for other in head.generations.values() if other.parent)
+    return pins | {parent.seq for parent in parents if parent.generation == generation}
+
+
+def check_generations(old: Head | None, new: Head) -> None:
+    """Generations only go on: none vanishes or goes back, changes its parent, or goes on once it has a
+    successor; a successor is a new generation."""
+    for name, was in (old.generations if old else {}).items():
+        now = new.generations.get(name)
+        if now is None:
+            raise refuse(f"generation {name} is missing")
+        if now.parent != was.parent or now.last_seq < was.last_seq or now.as_of < was.as_of:
+            raise refuse(f"generation {name} would go back, or have another parent", seq=was.last_seq)
+        if now.last_seq == was.last_seq and now.chain != was.chain:
+            raise refuse(f"the chain of generation {name} would change at seq {was.last_seq}")
+        if was.successor and now != was:
+            raise refuse(f"generation {name} was taken over by {was.successor} and would go on")
+        if now.successor != was.successor and old and now.successor in old.generations:
+            raise refuse(f"generation {name} would be taken over by one that is there already")
+    for name, now in new.generations.items():
+        parent = now.parent
+        if parent is None:
+            continue
+        owner = new.generations[parent.generation]
+        if not owner.first_seq <= parent.seq <= owner.last_seq:
+            raise refuse(f"generation {name} leaves {parent.generation} at a seq that it does not own")
+
+
+def _start(end: Generation) -> tuple[int, int]:
+    return (end.parent.seq, end.parent.chain) if end.parent else (0, 0)
+
+
+def _check_end(end: Generation, segments: Sequence[SegmentEntry], ranges: Ranges) -> None:
+    if end.last_seq < end.first_seq:
+        return
+    chains = {s.name.chain_after for s in segments if s.last_seq == end.last_seq}
+    if not _within(ranges, end.last_seq, end.last_seq) or end.chain not in chains:
+        raise refuse(f"no path leads to the end of generation {end.id}, seq {end.last_seq}", seq=end.last_seq)
+
+
+def _check_kept(name: str, was: Ranges, now: Ranges, horizon: int, marked: set[int]) -> None:
+    for first, last in was:
+        if last >= horizon and not _within(now, max(first, horizon), last):
+            raise refuse(
+                f"points of generation {name} that are protected would be lost, "
+                f"in seq {max(first, horizon)} to {last}",
+                seq=max(first, horizon),
+            )
+        for seq in marked:
+            if first <= seq <= last and not _within(now, seq, seq):
+                raise refuse(f"a pin or branch point would be lost: seq {seq} of generation {name}", seq=seq)
+
+
+def _within(ranges: Ranges, first: int, last: int) -> bool:
+    return any(begin <= first and last <= end for begin, end in ranges)

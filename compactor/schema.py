@@ -1,0 +1,81 @@
+"""The tables of the meta index, and how an older file becomes a newer one.
+
+Every row belongs to a namespace. The steps are numbered by their place; the file's `user_version` says
+how many it has had. docs/architecture.md says what the meta index is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlite_utils import Database
+
+BUSY_SECONDS = 30
+
+OWNER = [("namespace", "namespaces", "id")]
+
+
+def _create_tables(db: Database) -> None:
+    db.table("namespaces").create(
+        {"id": int, "identity": str, "url": str, "uuid": str, "known_revision": int, "known_run": str},
+        pk="id",
+        not_null={"identity", "url", "known_revision", "known_run"},
+    )
+    db.table("namespaces").create_index(["identity"], unique=True)
+    db.table("heads").create(
+        {
+            "namespace": int,
+            "etag": str,
+            "revision": int,
+            "written_ms": int,
+            "read_ms": int,
+            "acknowledged": int,
+            "body": bytes,
+            "crc": int,
+        },
+        pk="namespace",
+        foreign_keys=OWNER,
+    )
+    db.table("lists").create(
+        {"namespace": int, "key": str, "body": bytes, "crc": int},
+        pk=("namespace", "key"),
+        foreign_keys=OWNER,
+    )
+    db.table("generations").create(
+        {
+            "namespace": int,
+            "generation": str,
+            "parent": str,
+            "parent_seq": int,
+            "last_seq": int,
+            "last_time": int,
+            "chain": int,
+            "highest_id": int,
+            "as_of": int,
+            "successor": str,
+        },
+        pk=("namespace", "generation"),
+        foreign_keys=OWNER,
+    )
+    db.table("segments").create(
+        {
+            "namespace": int,
+            "key": str,
+            "generation": str,
+            "first_seq": int,
+            "last_seq": int,
+            "first_time": int,
+            "last_time": int,
+            "level": int,
+            "records": int,
+            "bytes": int,
+            "index_bytes": int,
+        },
+        pk=("namespace", "key"),
+        foreign_keys=OWNER,
+    )
+    db.table("probes").create({"namespace": int, "cas": int, "why": str}, pk="namespace", foreign_keys=OWNER)
+
+
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (_create_tables,)
+TABLES = ("probes", "segments", "generations", "lists", "heads", "namespaces")
