@@ -171,7 +171,7 @@ def decompress(stored: Buffer, size: int, *, offset: int) -> bytes:
 
 def cut_blocks(
     lengths: npt.NDArray[np.integer[Any]], target: int = BLOCK_RAW_TARGET
-) -> npt.NDArray[np.uint32]:
+) -> npt.NDArray[np.int64]:
     """Record counts of blocks for values of these lengths: each as many records as fit into `target` raw
     bytes, headers included, at least one; a larger record is a block of its own."""
     ends = np.cumsum(lengths.astype(np.int64) + RECORD_HEADER_BYTES)
@@ -181,7 +181,24 @@ def cut_blocks(
         end = max(int(np.searchsorted(ends, base + target, "right")), start + 1)
         counts.append(end - start)
         start, base = end, int(ends[end - 1])
-    return np.array(counts, np.uint32)
+    return np.array(counts, np.int64)
+
+
+def check_blocks(blocks: BlockTable, raw_sizes: npt.NDArray[Any]) -> None:
+    """DamageError unless these blocks can hold records of these raw sizes; UnknownFormatError for a codec or
+    an encryption of a newer version."""
+    codec, raw, stored = blocks.codec, blocks.raw_bytes, blocks.stored_bytes
+    if (codec > CODEC_ZSTD).any() or (blocks.encryption != ENCRYPTION_NONE).any():
+        raise UnknownFormatError("unknown codec or encryption of a block")
+    counts = blocks.records.astype(np.int64)
+    if not len(counts) or not counts.all() or int(counts.sum()) != len(raw_sizes):
+        raise DamageError(f"blocks hold {int(counts.sum())} records, not {len(raw_sizes)}")
+    sums = np.add.reduceat(raw_sizes, np.cumsum(counts) - counts)
+    limits = np.where(counts == 1, SINGLE_RAW_MAX, BLOCK_RAW_MAX)
+    if (sums != raw).any() or (sums > limits).any():
+        raise DamageError("size of a block is not that of its records, or too large")
+    if (np.where(codec == CODEC_NONE, stored != raw, stored >= raw)).any():
+        raise DamageError("stored size of a block does not fit its codec")
 
 
 def verify_records(raw: Buffer, columns: Columns, *, offset: int = 0) -> None:
