@@ -11,7 +11,7 @@ from typing import Any
 
 import crc32c
 
-from compactor.store.base import NoSuchKey
+from compactor.store.base import Etag, NoAnswer, NoSuchKey
 from compactor.store.checksum import encode_composite, encode_crc32c
 from compactor.store.retry import Retry, StoredAltered
 from compactor.store.s3_client import S3Client
@@ -35,9 +35,10 @@ class _Part:
 
 @dataclass(frozen=True)
 class Uploaded:
-    """The reply that completed an upload. crc32c: of the whole body."""
+    """A completed upload. reply: to the request that completed it. crc32c: of the whole body."""
 
     reply: dict[str, Any]
+    etag: Etag
     bytes: int
     crc32c: int
 
@@ -138,7 +139,7 @@ class MultipartUploader:
                 ChecksumCRC32C=encode_crc32c(checksum),
             )
             check_reply(reply, key, encode_crc32c(checksum))
-            return _Part(number, len(part), checksum, str(reply["ETag"]))
+            return _Part(number, len(part), checksum, etag_of(reply, key))
 
         return self._retry.call(attempt)
 
@@ -166,7 +167,7 @@ class MultipartUploader:
 
         reply = self._retry.call(attempt)
         check_reply(reply, key, encode_crc32c(whole), encode_composite([part.crc32c for part in parts]))
-        return Uploaded(reply, size, whole)
+        return Uploaded(reply, etag_of(reply, key), size, whole)
 
     def _completed_before(self, key: str, size: int) -> dict[str, Any] | None:
         """The object, if an earlier request to complete that was not answered did its work."""
@@ -184,6 +185,13 @@ def check_reply(reply: dict[str, Any], key: str, *checksums: str) -> None:
         raise StoredAltered(
             f"the store holds other bytes than were sent: {key}: {told}, not {checksums[0]}", key=key
         )
+
+
+def etag_of(reply: dict[str, Any], key: str) -> Etag:
+    """The ETag that every reply about an object has; NoAnswer if something else replied."""
+    if not reply.get("ETag"):
+        raise NoAnswer(f"a reply without ETag, so not from a store: {key}", key=key)
+    return str(reply["ETag"])
 
 
 def _raise_first_error(futures: list[Future[_Part]]) -> None:

@@ -32,7 +32,7 @@ from compactor.store.base import (
 )
 from compactor.store.checksum import decode_crc32c, encode_crc32c
 from compactor.store.deletion import Deleter
-from compactor.store.multipart import MultipartUploader, check_reply, cut, part_bytes_for
+from compactor.store.multipart import MultipartUploader, check_reply, cut, etag_of, part_bytes_for
 from compactor.store.requests import RequestCounter
 from compactor.store.retry import WITHOUT_EFFECT, Altered, Retry, StoredAltered
 from compactor.store.s3_client import S3Client
@@ -138,7 +138,7 @@ class S3Store:
             return self._retry.call(partial(self._put, key, b"".join(first)))
         done = self._uploader.upload(self._path(key), chain(_drained(first), parts), on_begin)
         date_ms = _date_ms(done.reply)
-        return Stat(key, done.bytes, str(done.reply["ETag"]), date_ms, date_ms, done.crc32c)
+        return Stat(key, done.bytes, done.etag, date_ms, date_ms, done.crc32c)
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListPage]:
         if start_after > prefix and not start_after.startswith(prefix):
@@ -191,7 +191,7 @@ class S3Store:
         told = decode_crc32c(reply.get("ChecksumCRC32C"))
         if told is not None and told != crc32c.crc32c(data):
             raise Altered(f"object does not match the store's checksum: {self.url.display} {key}", key=key)
-        return Reply(data, str(reply["ETag"]), _modified_ms(reply), _date_ms(reply))
+        return Reply(data, etag_of(reply, key), _modified_ms(reply), _date_ms(reply))
 
     def _get_part(self, key: str, byte_range: str) -> dict[str, Any]:
         path = self._path(key)
@@ -213,7 +213,7 @@ class S3Store:
             return None
         checksum = decode_crc32c(reply.get("ChecksumCRC32C"))
         size = int(reply["ContentLength"])
-        return Stat(key, size, str(reply["ETag"]), _modified_ms(reply), _date_ms(reply), checksum)
+        return Stat(key, size, etag_of(reply, key), _modified_ms(reply), _date_ms(reply), checksum)
 
     def _put(self, key: str, data: bytes, **conditions: str) -> Stat:
         """One put and its checks; Altered after it means that other bytes are stored."""
@@ -222,7 +222,7 @@ class S3Store:
         reply = self._client.call("put_object", self._path(key), Body=data, ChecksumCRC32C=text, **conditions)
         check_reply(reply, key, text)
         date_ms = _date_ms(reply)
-        return Stat(key, len(data), str(reply["ETag"]), date_ms, date_ms, checksum)
+        return Stat(key, len(data), etag_of(reply, key), date_ms, date_ms, checksum)
 
     def _put_matching(self, key: str, data: bytes, etag: Etag) -> Stat:
         try:

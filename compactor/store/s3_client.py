@@ -6,9 +6,12 @@ import base64
 import hashlib
 import logging
 import os
+import threading
 from typing import Any, Literal
 
 import boto3
+import botocore.loaders
+import botocore.session
 from botocore.config import Config
 
 from compactor.store.base import StoreOptions
@@ -17,6 +20,8 @@ from compactor.store.s3_errors import WantsMd5, translated
 from compactor.url import StoreUrl
 
 REGION_DEFAULT = "us-east-1"
+_loader = botocore.loaders.create_loader()
+_making_client = threading.Lock()
 _log = logging.getLogger(__name__)
 _KIND_OF = {
     "GetObject": "GET",
@@ -44,8 +49,8 @@ class S3Client:
         style: Literal["path", "auto"] = (
             "path" if url.path_style or (url.path_style is None and endpoint) else "auto"
         )
-        with translated(url, endpoint or "Amazon S3", ""):
-            session = boto3.session.Session()
+        with _making_client, translated(url, endpoint or "Amazon S3", ""):
+            session = _session()
             region = url.region or session.region_name or os.environ.get("AWS_REGION") or REGION_DEFAULT
             # typed as Any: the stubs want each operation's arguments spelled out at each call
             self._client: Any = session.client(
@@ -107,6 +112,14 @@ class S3Client:
     def _add_md5(self, request: Any, **event: Any) -> None:
         if self._md5:
             request.headers["Content-MD5"] = _md5_base64(request.body)
+
+
+def _session() -> boto3.session.Session:
+    """A session of its own for each store, because sessions are not for several threads; but the
+    description of S3, a megabyte of JSON, is read once."""
+    core = botocore.session.get_session()
+    core.register_component("data_loader", _loader)
+    return boto3.session.Session(botocore_session=core)
 
 
 def _md5_base64(data: bytes) -> str:
