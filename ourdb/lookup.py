@@ -58,7 +58,18 @@ def _reserve(size: int, entries: int) -> mmap.mmap:
 class Lookup:
     """id -> seq for ids 0 to `id_max`. One thread writes at a time; any number read."""
 
-    __slots__ = ("_table", "count", "highest", "id_max", "live", "live_column", "used", "view", "wide", "width")
+    __slots__ = (
+        "_table",
+        "count",
+        "highest",
+        "id_max",
+        "live",
+        "live_column",
+        "used",
+        "view",
+        "wide",
+        "width",
+    )
 
     def __init__(self, id_max: int, *, seq: int = 0) -> None:
         self.id_max = id_max
@@ -138,10 +149,20 @@ class Lookup:
         if self.highest is None or id > self.highest:
             self.highest = id
 
+    def note_new(self, id: int) -> None:
+        """An id has a value that had none: what else has to be known of it. The caller stored the rest."""
+        self.count += 1
+        self.used[id >> 16] = 1
+        if self.highest is None or id > self.highest:
+            self.highest = id
+
     def put_many(self, ids: Ids, seqs: Seqs, alive: NDArray[np.bool_], *, distinct: bool = False) -> None:
-        """Records in seq order: of an id that stands there twice the last one wins."""
+        """Records in seq order: of an id that stands there twice the last one wins. Widens the table if
+        need be: whoever holds its views takes the new ones."""
         if not len(ids):
             return
+        if int(seqs[-1]) > self.seq_max:
+            self.widen(int(seqs[-1]))
         touched = ids if distinct else np.unique(ids)
         before = int(self.live_column[touched].sum())
         self._store(ids, seqs)

@@ -1,0 +1,195 @@
+"""Batches: writes that become visible, and are recovered, together or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+from crc32c import crc32c
+from numpy.typing import NDArray
+
+from ourdb.errors import UnusableError
+from ourdb.lookup import Lookup
+from ourdb.record import BATCH_GOES_ON, HEADER_DTYPE, RECORD_HEADER_BYTES, TOMBSTONE, Buffer
+
+if TYPE_CHECKING:
+    from ourdb.database import OurDB
+
+D = TypeVar("D")
+_GAP = bytes(RECORD_HEADER_BYTES)
+
+
+class Write(NamedTuple):
+    """One record to be: value None is a tombstone."""
+
+    id: int
+    value: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncodedBatch:
+    """The bytes of a batch, where its records begin in them, and what the lookup table has to learn."""
+
+    data: bytearray
+    starts: NDArray[np.int64]
+    ids: NDArray[np.uint32]
+    seqs: NDArray[np.uint64]
+    alive: NDArray[np.bool_]
+    distinct: bool
+
+
+def encode_batch(writes: list[Write], lookup: Lookup, *, first_seq: int, time_ms: int) -> EncodedBatch:
+    """Records `first_seq` and on, all of one time, each but the last saying that the batch goes on."""
+    ids_given, values_given = zip(*writes)
+    values = [value or b"" for value in values_given] if None in values_given else values_given
+    count = len(writes)
+    ids = np.array(ids_given, np.uint32)
+    seqs = np.arange(first_seq, first_seq + count, dtype=np.uint64)
+    lengths = np.fromiter(map(len, values), np.int64, count)
+    alive = np.ones(count, np.bool_)
+    if values is not values_given:
+        alive = np.fromiter((value is not None for value in values_given), np.bool_, count)
+    distinct = len(set(ids_given)) == count
+    headers = np.empty(count, HEADER_DTYPE)
+    flags = np.full(count, BATCH_GOES_ON, np.uint64)
+    flags[-1] = 0
+    flags |= np.where(alive, 0, TOMBSTONE).astype(np.uint64)
+    headers["length"], headers["id"] = lengths, ids
+    headers["flags_time"] = (flags << np.uint64(48)) | np.uint64(time_ms)
+    headers["seq"], headers["prev_seq"] = seqs, _previous(lookup, ids, seqs, distinct)
+    raw = memoryview(headers).cast("B")
+    covered = [raw[at + 4 : at + RECORD_HEADER_BYTES] for at in range(0, len(raw), RECORD_HEADER_BYTES)]
+    headers["crc"] = np.fromiter(map(crc32c, values, map(crc32c, covered)), np.uint32, count)
+    ends = np.cumsum(lengths + RECORD_HEADER_BYTES)
+    starts = ends - lengths - RECORD_HEADER_BYTES
+    data = bytearray(_GAP.join([b"", *values]))
+    view: NDArray[Any] = np.ndarray(
+        (len(data) - RECORD_HEADER_BYTES + 1,), f"V{RECORD_HEADER_BYTES}", data, 0, (1,)
+    )
+    view[starts] = headers.view(f"V{RECORD_HEADER_BYTES}")
+    return EncodedBatch(data=data, starts=starts, ids=ids, seqs=seqs, alive=alive, distinct=distinct)
+
+
+def _previous(
+    lookup: Lookup, ids: NDArray[np.uint32], seqs: NDArray[np.uint64], distinct: bool
+) -> NDArray[np.uint64]:
+    """The seq of each id's version before, also where that is in the same batch."""
+    previous = lookup.seqs(ids)
+    if not distinct:
+        order = np.argsort(ids, kind="stable")
+        again = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+        previous[order[again + 1]] = seqs[order[again]]
+    return previous
+
+
+class Batch:
+    """Collects writes for one database; see `OurDB.batch`. One thread."""
+
+    __slots__ = ("_db", "_done", "_importing", "_values", "_writes")
+
+    def __init__(self, db: OurDB, *, importing: bool) -> None:
+        self._db, self._importing = db, importing
+        self._writes: list[Write] = []
+        self._values: dict[int, bytes | None] = {}
+        self._done = False
+
+    def set(self, value: Buffer, id: int | None = None) -> int:
+        """As OurDB.set. A new id is given at once; it stays unused if the batch is not written."""
+        self._require_open()
+        data, given = self._db._clean(value, id)
+        self._db.check_value(data)
+        if given is None:
+            given = self._db.new_id()
+        elif given not in self._values or self._values[given] is None:
+            self._db.check_id(given, importing=self._importing) if given not in self._values else self._again(
+                given
+            )
+        self._writes.append(Write(given, data))
+        self._values[given] = data
+        return given
+
+    def _again(self, id: int) -> None:
+        """An id that this batch has deleted is not there in incremental mode."""
+        if self._db.config.mode == "incremental" and not self._importing:
+            from ourdb.reading import missing
+
+            raise missing(id)
+
+    def write_all(self, pairs: Iterable[tuple[int | None, Buffer]]) -> list[int]:
+        """Set all pairs and write the batch; returns the ids."""
+        db, writes = self._db, self._writes
+        if db.config.mode == "incremental":
+            for id, value in pairs:
+                self.set(value, id)
+        else:
+            id_max, value_max = db.config.record_nr_max, db.config.record_size_max
+            for id, value in pairs:
+                if type(id) is int and type(value) is bytes and 0 <= id <= id_max and len(value) <= value_max:
+                    writes.append(Write(id, value))
+                else:
+                    self.set(value, id)
+        self.commit()
+        return [write.id for write in writes]
+
+    def delete(self, id: int) -> None:
+        """As OurDB.delete."""
+        from ourdb.reading import missing
+
+        self._require_open()
+        if id not in self:
+            raise missing(id)
+        self._writes.append(Write(int(id), None))
+        self._values[int(id)] = None
+
+    def get(self, id: int, default: D | None = None) -> bytes | D | None:
+        """The value that the id has after the writes of this batch so far."""
+        if id not in self._values:
+            return self._db.get(id, default)
+        value = self._values[id]
+        return default if value is None else value
+
+    def commit(self) -> None:
+        """Write the batch. The `with` block does it at its end."""
+        self._require_open()
+        self._done = True
+        self._db.commit(self._writes, importing=self._importing)
+
+    def _require_open(self) -> None:
+        if self._done:
+            raise UnusableError("the batch has ended: begin another", kind="closed")
+
+    def __contains__(self, id: object) -> bool:
+        if id in self._values:
+            return self._values[id] is not None  # type: ignore[index]
+        return id in self._db
+
+    def __getitem__(self, id: int) -> bytes:
+        from ourdb.reading import missing
+
+        value = self.get(id)
+        if value is None:
+            raise missing(id)
+        return value
+
+    def __setitem__(self, id: int, value: Buffer) -> None:
+        self.set(value, id)
+
+    def __delitem__(self, id: int) -> None:
+        self.delete(id)
+
+    def __len__(self) -> int:
+        """The number of writes so far."""
+        return len(self._writes)
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if error is None and not self._done:
+            self.commit()
+        self._done = True

@@ -1,0 +1,283 @@
+"""Reading beside a writer in another process, without a lock.
+
+Before each read it looks, with pread, whether there is more behind the last record that it knows. It
+touches its mapping up to there only: what lies behind may be cut off when the file is sealed, and
+touching a page that is gone ends a process. When the bytes there are no record the file may have been
+sealed: the list of files says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ourdb.config import Config
+from ourdb.database import OurDB
+from ourdb.directory import Directory, FileList
+from ourdb.errors import DamageError, InvalidError, UnusableError
+from ourdb.files import File
+from ourdb.history import alive_of
+from ourdb.reading import Order
+from ourdb.recovery import Point, walk_file
+from ourdb.segment.columns import columns_at
+from ourdb.segment.header import HEADER_BYTES
+from ourdb.units import When
+
+_TRIES = 16
+
+
+class ReadonlyDB(OurDB):
+    """A database that another process may be writing: each read sees what was acknowledged before it.
+
+    Every write raises InvalidError. Threads may share it.
+    """
+
+    __slots__ = ("_end", "_open_file", "_places_seen")
+
+    def __init__(self, directory: Directory, uuid: bytes, config: Config) -> None:
+        super().__init__(directory, None, uuid, config, config.sync)
+        self._open_file: File | None = None
+        self._end = Point(offset=HEADER_BYTES, seq=0, time_ms=0)
+        self._places_seen = np.empty(0, np.uint32)
+
+    @classmethod
+    def open(cls, directory: Directory, uuid: bytes, config: Config) -> ReadonlyDB:
+        """Use `ourdb.open(path, readonly=True)`."""
+        db = cls(directory, uuid, config)
+        try:
+            db._load()
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    # -- following the writer ---------------------------------------------------------------------
+
+    def _load(self) -> None:
+        """Everything, from the list of files on."""
+        from ourdb.opening import load_table
+
+        directory, notes = self._directory, self.notes
+        for attempt in range(_TRIES):
+            files = directory.load_list()
+            try:
+                lookup, covered = load_table(directory, files, self.uuid, self.config, notes)
+                self._use_lookup(lookup)
+                self._use_files(files)
+                break
+            except FileNotFoundError as error:
+                if attempt == _TRIES - 1:
+                    raise DamageError(
+                        f"data file is missing: {error.filename}", path=str(error.filename)
+                    ) from error
+        self._follow(applied_seq=covered)
+        self._refuse_damage()
+
+    def _use_files(self, files: FileList) -> None:
+        """Take a list of files; the active one is open when this returns, or FileNotFoundError."""
+        from ourdb.opening import before_time, check_header
+
+        active = self._directory.fs.open(self._directory.data_path(files.active))
+        try:
+            check_header(active, files, self.uuid)
+        except BaseException:
+            active.close()
+            raise
+        if self._open_file:
+            self._open_file.close()
+        self._open_file = active
+        self.replace_files(files)
+        first = files.active.first_seq
+        self._end = Point(offset=HEADER_BYTES, seq=first - 1, time_ms=before_time(files))
+        self._places_seen = np.empty(0, np.uint32)
+        self._seq, self._time = first - 1, self._end.time_ms
+        self._show()
+
+    def _show(self) -> None:
+        """Publish what was read: the mapping reaches to the end of the file, and is touched up to `_end`."""
+        file = self._open_file
+        if file is None:
+            raise UnusableError(f"the database is closed: {self._directory.path}")
+        places = memoryview(self._places_seen)
+        self._active = (self._list.active.first_seq, file.map(self._end.offset), places)  # type: ignore[assignment]
+
+    def _follow(self, applied_seq: int = 0) -> bool:
+        """Take in what was appended to the active file; whether there was anything. Under the lock.
+
+        applied_seq: up to there the lookup table has it already.
+        """
+        file = self._open_file
+        if file is None:
+            raise UnusableError(f"the database is closed: {self._directory.path}")
+        pending: list[Any] = []
+        new_places: list[np.ndarray[Any, Any]] = []
+        for piece, base, walk in walk_file(file, self._end, self.config):
+            columns = columns_at(piece, np.array(walk.places, np.int64))
+            pending.append((columns, np.array(walk.places, np.int64) + base))
+            if walk.whole:
+                last, places = pending.pop()
+                pending.append((last[: walk.whole], places[: walk.whole]))
+                for some, at in pending:
+                    new = some[int(np.searchsorted(some.seq, np.uint64(applied_seq), "right")) :]
+                    self._lookup.put_many(new.id, new.seq, alive_of(new))
+                    new_places.append(at.astype(np.uint32))
+                pending = [(last[walk.whole :], places[walk.whole :])]
+                self._end = Point(offset=base + walk.end.offset, seq=walk.end.seq, time_ms=walk.end.time_ms)
+        if not new_places:
+            return False
+        self._places_seen = np.concatenate([self._places_seen, *new_places])
+        self._show()
+        self._use_lookup(self._lookup)
+        self._seq, self._time = self._end.seq, self._end.time_ms
+        return True
+
+    def refresh(self) -> None:
+        """Take in what the writer has written since. Each read does it by itself."""
+        file = self._open_file
+        if file is None:
+            raise UnusableError(f"the database is closed: {self._directory.path}")
+        if not any(file.pread(36, self._end.offset)):
+            return
+        with self._lock:
+            for _ in range(_TRIES):
+                if self._follow():
+                    continue
+                if not self._follow_rotation():
+                    return
+
+    def _follow_rotation(self) -> bool:
+        """Whether the active file was sealed, and the next one taken up. Records that were written to it
+        between our last look and its sealing are in its index."""
+        files = self._directory.load_list()
+        if files.active == self._list.active:
+            return False
+        known = self._seq
+        try:
+            self._use_files(files)
+        except FileNotFoundError:
+            return True  # rotated or condensed once more meanwhile: the next round takes the next list
+        self._apply_sealed(files, known)
+        return True
+
+    def _apply_sealed(self, files: FileList, known: int) -> None:
+        for file in self._files[1]:
+            if file.entry.last_seq > known:
+                for columns in file.columns(first_seq=known + 1):
+                    new = columns[int(np.searchsorted(columns.seq, np.uint64(known), "right")) :]
+                    self._lookup.put_many(new.id, new.seq, alive_of(new))
+        self._use_lookup(self._lookup)
+
+    def _refuse_damage(self) -> None:
+        """Where the log ends before what is known to be durable it is damaged. A writer may be at work, so that
+        what lies behind the end is not judged."""
+        durable_seq = self._directory.load_trust().durable_seq
+        if self._end.seq < durable_seq:
+            self.refresh()
+        if self._end.seq < durable_seq:
+            raise DamageError(
+                f"no valid record {self._end.seq + 1} in {self._active_name()} at offset {self._end.offset}, "
+                f"but the log was durable up to {durable_seq}",
+                file=self._active_name(),
+                offset=self._end.offset,
+                seq=self._end.seq + 1,
+            )
+
+    def _load_record(self, seq: int) -> Any:
+        """As the writer's; a file that is gone was condensed away: the new list is taken, a bounded number of
+        times."""
+        for _ in range(_TRIES):
+            try:
+                return super()._load_record(seq)
+            except DamageError as error:
+                if not isinstance(error.__cause__, FileNotFoundError) or not self._reload():
+                    raise
+        return super()._load_record(seq)
+
+    def _reload(self) -> bool:
+        """Whether there is another list of files than the one that is used."""
+        files = self._directory.load_list()
+        if files == self._list:
+            return False
+        known = self._seq
+        self._use_files(files)
+        self._apply_sealed(files, known)
+        self._follow(applied_seq=known)
+        return True
+
+    # -- reads ------------------------------------------------------------------------------------
+
+    def get(self, id: int, default: Any = None, *, at: When | None = None, seq: int | None = None) -> Any:
+        self.refresh()
+        return super().get(id, default, at=at, seq=seq)
+
+    def get_many(self, ids: Iterable[int], default: Any = None) -> list[Any]:
+        self.refresh()
+        return super().get_many(ids, default)
+
+    def get_history(self, id: int, depth: int | None = None) -> list[Any]:
+        self.refresh()
+        return super().get_history(id, depth)
+
+    def items(  # type: ignore[override]
+        self, order: Order = "id", *, at: When | None = None, seq: int | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        self.refresh()
+        return super().items(order, at=at, seq=seq)
+
+    def resolve(self, *, at: When | None = None, seq: int | None = None) -> int:
+        self.refresh()
+        return super().resolve(at=at, seq=seq)
+
+    def __contains__(self, id: object) -> bool:
+        self.refresh()
+        return super().__contains__(id)
+
+    def __len__(self) -> int:
+        self.refresh()
+        return super().__len__()
+
+    def __iter__(self) -> Iterator[int]:
+        self.refresh()
+        return super().__iter__()
+
+    @property
+    def last_seq(self) -> int:
+        self.refresh()
+        return self._seq
+
+    @property
+    def last_time(self) -> int:
+        self.refresh()
+        return self._time
+
+    # -- what a reader has not --------------------------------------------------------------------
+
+    def _require_open(self) -> None:
+        if self._open_file is None:
+            raise UnusableError(f"the database is closed: {self._directory.path}")
+
+    def _require_writable(self) -> None:
+        self._require_open()
+        raise InvalidError(f"opened readonly: {self._directory.path}")
+
+    def forget(self, store: str) -> None:
+        self._require_writable()
+
+    def destroy(self) -> None:
+        self._require_writable()
+
+    def get_next_id(self) -> int:
+        self.refresh()
+        if not self._incremental:
+            return super().get_next_id()
+        return (self._lookup.highest or 0) + 1
+
+    def close(self) -> None:
+        """Let the files go. Closing twice is no error."""
+        with self._lock:
+            if self._open_file is not None:
+                self._open_file.close()
+            self._open_file = None
+            self._closed()
