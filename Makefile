@@ -9,7 +9,7 @@ PYTEST_ARGS ?= -n 2
 .PHONY: help demo test lint minio test-minio demo-minio bench clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*##/\1:/p' $(MAKEFILE_LIST) | column -t -s: 2>/dev/null || grep '##' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## *\(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
 demo: $(VENV)/.installed  ## load, back up, restore and compare real data; no server, a minute or two
 	$(BIN)/python tools/demo.py
@@ -27,13 +27,13 @@ minio:  ## build MinIO once, and run it where minio-compose.yml would, until Ctr
 
 test-minio: $(VENV)/.installed-test  ## build MinIO if need be, and run the S3 tests against it
 	tools/minio.sh install
-	OURDB_TEST_S3=minio $(PYTEST) $(PYTEST_ARGS) -m s3
+	env -u OURDB_TEST_S3_ENDPOINT $(PYTEST) $(PYTEST_ARGS) -m s3
 
 demo-minio: $(VENV)/.installed-test  ## the README's way through MinIO: back up, destroy, restore, compare
 	$(BIN)/python tools/demo_minio.py
 
 bench: $(VENV)/.installed-bench  ## measure beside other databases and raw copies; BENCH_ARGS=--quick
-	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
 clean:  ## remove what make made: the environment, caches, results
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info benchmarks/results

@@ -47,7 +47,8 @@ class Row:
 def main() -> int:
     rows: list[Row] = []
     differences = 0
-    with _temporary_directory() as place:
+    with tempfile.TemporaryDirectory(prefix="ourdb-demo-") as directory:
+        place = Path(directory)
         live, store = place / "unicode", f"file://{place}/store/unicode"
         states = {ucd.unidata_version: read_state(ucd) for ucd in (unicodedata.ucd_3_2_0, unicodedata)}
         moments: dict[str, int | None] = {}
@@ -165,12 +166,6 @@ def measured() -> Iterator[Callable[[], float]]:
     ended = None
     yield lambda: (ended or time.perf_counter()) - began
     ended = time.perf_counter()
-
-
-@contextmanager
-def _temporary_directory() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="ourdb-demo-") as place:
-        yield Path(place)
 
 
 def print_rows(rows: list[Row]) -> None:

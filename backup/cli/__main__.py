@@ -1,0 +1,5 @@
+"""`python -m backup.cli` is `ourdb`."""
+
+from backup.cli import main
+
+main()

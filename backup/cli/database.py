@@ -1,0 +1,121 @@
+"""ourdb init, info, check, condense: a whole database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from backup.cli.command import SIZE, SPAN, at_most_one, command, directory_argument
+from backup.cli.handle import opened
+from backup.cli.output import print_json, print_text
+
+
+@command(
+    "init",
+    example="""
+    ourdb init notes
+    ourdb init diary --mode incremental --record-size-max 64KiB --sync always
+    """,
+)
+@directory_argument
+@click.option(
+    "--mode",
+    type=click.Choice(["kv", "incremental"]),
+    help="Who gives the ids: you (kv, default) or the database.",
+)
+@click.option("--record-size-max", type=SIZE, metavar="SIZE", help="Longest value [default: 4KiB].")
+@click.option("--record-nr-max", type=int, metavar="N", help="Highest id, to 4294967295 [default: 16777215].")
+@click.option("--file-size", type=SIZE, metavar="SIZE", help="Rotate data files at [default: 500MiB].")
+@click.option(
+    "--sync",
+    type=click.Choice(["never", "interval", "always"]),
+    help="When a power cut loses nothing more [default: interval, within a second].",
+)
+def init_command(directory: Path, as_json: bool, **options: Any) -> None:
+    """Make a database in DIR, which must not hold one."""
+    from ourdb import create
+    from ourdb.units import format_size
+
+    given = {name: value for name, value in options.items() if value is not None}
+    with create(directory, **given) as db:
+        config, uuid = db.config, db.uuid
+    if as_json:
+        print_json({"path": str(directory), "uuid": uuid.hex()} | config.as_json())
+    else:
+        print_text(
+            f"made {directory}: {config.mode}, ids to {config.record_nr_max}, "
+            f"values to {format_size(config.record_size_max)}, sync {config.sync}"
+        )
+
+
+@command("info", example="ourdb info notes --json")
+@directory_argument
+def info_command(directory: Path, as_json: bool) -> None:
+    """Say what a database is, how much it holds, and what was shipped where."""
+    with opened(directory, readonly=True) as db:
+        told = db.info()
+    if as_json:
+        print_json(told)
+    else:
+        _print_facts(told)
+
+
+@command("check", example="ourdb check notes")
+@directory_argument
+def check_command(directory: Path, as_json: bool) -> None:
+    """Read every record of every file and compare checksums and links. Writes nothing; damage is exit 14."""
+    from ourdb.check import check
+
+    found = check(directory)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print_text(f"{found.records} records in {found.files} files are as they were written")
+
+
+@command(
+    "condense",
+    example="""
+    ourdb condense notes --window 30d --dry-run
+    ourdb condense notes --keep-versions 10
+    """,
+)
+@directory_argument
+@click.option(
+    "--window", type=SPAN, metavar="30d", help="Keep every state of so long, before it only the newest."
+)
+@click.option(
+    "--keep-versions", type=click.IntRange(min=1), metavar="N", help="Keep so many versions of each id."
+)
+@click.option("--forget", metavar="URL", help="No longer spare what this store does not have yet.")
+@click.option("--dry-run", is_flag=True, help="Say what would go, write nothing.")
+def condense_command(
+    directory: Path,
+    window: int | None,
+    keep_versions: int | None,
+    forget: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Merge the data files into fewer. All history is kept, unless --window or --keep-versions is given.
+
+    What a store that was backed up to does not have yet is never given up, unless --forget names it.
+    """
+    at_most_one(window=window, keep_versions=keep_versions)
+    from compactor.url import parse_url
+
+    store = None if forget is None else parse_url(forget).identity
+    with opened(directory) as db:
+        if store is not None and not dry_run:
+            db.forget(store)
+        done = db.condense(window, keep_versions, dry_run=dry_run)
+    if as_json:
+        print_json(done.as_json())
+
+
+def _print_facts(told: dict[str, Any]) -> None:
+    width = max(map(len, told))
+    for name, value in told.items():
+        print_text(f"{name:<{width}}  {value}")

@@ -1,0 +1,92 @@
+"""ourdb points, segments, verify: what a store holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from backup.cli.command import DIRECTORY, command, generation_option, meta_option, url_argument
+from backup.cli.output import print_json, print_table, print_text
+
+_RANGE = ("generation", "first_seq", "last_seq", "first_time", "last_time")
+DAMAGED = 14
+
+
+@command(
+    "points",
+    example="""
+    ourdb points file:///srv/backup/notes
+    ourdb points file:///srv/backup/notes --db notes --json
+    """,
+)
+@url_argument
+@generation_option
+@click.option("--db", type=DIRECTORY, metavar="DIR", help="The live database: also say how far behind it is.")
+@meta_option
+def points_command(
+    url: str, generation: str | None, db: Path | None, meta: Path | None, as_json: bool
+) -> None:
+    """List what can be restored now: windows in which every point can, and the gaps between them."""
+    import backup
+
+    found = backup.points(url, generation=generation, db=db, meta=meta).as_json()
+    if as_json:
+        print_json(found)
+        return
+    print_table(_RANGE, _rows(found["windows"], _RANGE))
+    for gap in found["gaps"]:
+        print_text(f"gap: {gap['first_seq']} to {gap['last_seq']} of generation {gap['generation']}")
+    if len(found["generations"]) > 1:
+        print_text("")
+        columns = ("id", "parent", "left_at_seq", "last_seq", "last_time", "successor")
+        print_table(("generation", *columns[1:]), _rows(found["generations"], columns))
+    if behind := found.get("behind"):
+        print_text(f"behind the live database by {behind['records']} records, {behind['seconds']:g} seconds")
+
+
+@command("segments", example="ourdb segments file:///srv/backup/notes")
+@url_argument
+@generation_option
+@meta_option
+def segments_command(url: str, generation: str | None, meta: Path | None, as_json: bool) -> None:
+    """List the segments that hold the database, in order of what they cover."""
+    import backup
+
+    found = backup.segments(url, generation=generation, meta=meta).as_json()
+    if as_json:
+        print_json(found)
+        return
+    columns = ("first_seq", "last_seq", "last_time", "level", "records", "bytes", "key")
+    print_table(columns, _rows(found["segments"], columns))
+
+
+@command("verify", example="ourdb verify file:///srv/backup/notes --data")
+@url_argument
+@click.option("--data", is_flag=True, help="Read and check every byte, not names, chain and sizes alone.")
+@meta_option
+def verify_command(url: str, data: bool, meta: Path | None, as_json: bool) -> int:
+    """Check that what the store should have is there and unharmed; exit 14 with a list if it is not."""
+    import backup
+    from backup.cli.progress import work_bar
+
+    with work_bar("verifying") as progress:
+        found = backup.verify(url, data=data, meta=meta, progress=progress)
+    told = found.as_json()
+    if as_json:
+        print_json(told)
+    else:
+        _print_findings(told)
+    return 0 if found.ok else DAMAGED
+
+
+def _rows(listed: list[dict[str, Any]], columns: tuple[str, ...]) -> list[list[Any]]:
+    return [[row.get(column) for column in columns] for row in listed]
+
+
+def _print_findings(told: dict[str, Any]) -> None:
+    for name in ("damaged", "missing", "foreign"):
+        for found in told[name]:
+            print_text(f"{name}: {found}")
+    print_text(f"{told['segments']}")
