@@ -29,7 +29,7 @@ ACCESS_KEY, SECRET_KEY, BUCKET = "ourdb", "ourdb-secret", "ourdb-tests"
 
 @dataclass(frozen=True)
 class S3Server:
-    """How to reach it. pid 0: somebody else's, never stopped by us."""
+    """How to reach it. pid 0: somebody else's, never stopped by us. ports: those it listens on."""
 
     kind: str
     endpoint: str
@@ -39,6 +39,7 @@ class S3Server:
     region: str = "us-east-1"
     session_token: str = ""
     pid: int = 0
+    ports: tuple[int, ...] = ()
 
     def environment(self) -> dict[str, str]:
         token = {"AWS_SESSION_TOKEN": self.session_token} if self.session_token else {}
@@ -88,8 +89,10 @@ def stop(server: S3Server) -> None:
         os.killpg(server.pid, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):  # started by another process
         os.waitpid(server.pid, 0)
-    for left in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{server.endpoint.rpartition(':')[2]}.sock"):
-        left.unlink(missing_ok=True)
+    for port in server.ports:  # SeaweedFS leaves a socket for each, also for those 10,000 above
+        for name in (f"seaweedfs-*-{port}.sock", f"seaweedfs-*-{port + 10_000}.sock"):
+            for left in Path(tempfile.gettempdir()).glob(name):
+                left.unlink(missing_ok=True)
 
 
 def minio_binary() -> Path | None:
@@ -130,7 +133,7 @@ def _start_minio(binary: Path, directory: Path) -> S3Server:
     command = [binary, "server", data, "--address", f"127.0.0.1:{port}"]
     command += ["--console-address", f"127.0.0.1:{console}", "--quiet"]
     settings = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY, "MINIO_BROWSER": "off"}
-    return _spawn("minio", command, settings, port, directory)
+    return _spawn("minio", command, settings, (port, console), directory)
 
 
 def _start_weed(binary: Path, directory: Path) -> S3Server:
@@ -157,12 +160,13 @@ def _start_weed(binary: Path, directory: Path) -> S3Server:
     }
     command = [binary, "mini", *(f"-{name}={value}" for name, value in options.items())]
     settings = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
-    return _spawn("seaweedfs", command, settings, port, directory)
+    return _spawn("seaweedfs", command, settings, (port, master, volume, filer, admin), directory)
 
 
 def _spawn(
-    kind: str, command: list[object], settings: dict[str, str], port: int, directory: Path
+    kind: str, command: list[object], settings: dict[str, str], ports: tuple[int, ...], directory: Path
 ) -> S3Server:
+    """Starts a server whose S3 port is the first one, as the head of a process group of its own."""
     with (directory / f"{kind}.log").open("wb") as log:
         process = subprocess.Popen(
             [str(word) for word in command],
@@ -174,12 +178,13 @@ def _spawn(
             start_new_session=True,
         )
     process.returncode = 0  # stop() reaps it: without this Popen warns when it is collected
-    return S3Server(kind, f"http://127.0.0.1:{port}", ACCESS_KEY, SECRET_KEY, BUCKET, pid=process.pid)
+    endpoint = f"http://127.0.0.1:{ports[0]}"
+    return S3Server(kind, endpoint, ACCESS_KEY, SECRET_KEY, BUCKET, pid=process.pid, ports=ports)
 
 
 def remove_objects(server: S3Server, prefix: str) -> None:
     """Leaves nothing behind on a server that is not ours."""
-    with contextlib.closing(_client(server)) as client:
+    with contextlib.closing(client_of(server)) as client:
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=server.bucket, Prefix=prefix):
             for found in page.get("Contents", ()):
                 client.delete_object(Bucket=server.bucket, Key=found["Key"])
@@ -190,7 +195,7 @@ def _make_bucket(server: S3Server) -> None:
     from botocore.exceptions import BotoCoreError, ClientError
 
     give_up = time.monotonic() + READY_SECONDS
-    with contextlib.closing(_client(server)) as client:
+    with contextlib.closing(client_of(server)) as client:
         while True:
             try:
                 client.create_bucket(Bucket=server.bucket)
@@ -207,7 +212,8 @@ def _make_bucket(server: S3Server) -> None:
             time.sleep(0.05)
 
 
-def _client(server: S3Server) -> Any:
+def client_of(server: S3Server) -> Any:
+    """A plain client: what it sends is not counted."""
     import boto3
     from botocore.config import Config
 

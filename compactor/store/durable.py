@@ -20,7 +20,8 @@ LOCK_NAME = ".lock"
 ABANDONED_SECONDS = 60
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+_IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, *_IN_THE_WAY)
 
 
 @contextlib.contextmanager
