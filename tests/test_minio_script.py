@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -107,6 +108,10 @@ def test_server_that_ends_at_once_is_told_with_its_last_words(home: Home) -> Non
 
 
 def test_without_go_the_ways_out_are_named(home: Home) -> None:
+    tools = home.path.with_name("tools")
+    tools.mkdir()
+    (tools / "dirname").symlink_to(str(shutil.which("dirname")))
+    home.environment["PATH"] = str(tools)  # wherever Go may be, it is not there
     installed = home.run("install")
     assert installed.returncode == 1
     assert "install Go" in installed.stderr
