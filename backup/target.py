@@ -1,0 +1,211 @@
+"""Which point a restore means: a seq, a time, or the newest; exactly, or an error that names the nearest.
+
+A seq means the line that is open (or the one that was named). A time before the first record of a
+generation that took over is looked up on the line that it took over from, up to that line's `as_of`
+(docs/protocols.md, "A restored copy that goes on").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from backup.index_points import IndexPoints, Point, best
+from backup.windows import Reach, reaches
+from compactor.fetch import SegmentFetcher
+from compactor.generations import Generation
+from compactor.path import HeadView, ancestry, line_of, predecessor, segments_of
+from ourdb.errors import InvalidError, UnreachableError
+from ourdb.record import SEQ_MAX
+from ourdb.units import When, format_time, to_ms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A target as it was asked for. time_max: ms, inclusive. Neither seq nor time: the newest point."""
+
+    seq: int | None = None
+    time_max: int | None = None
+    nearest_before: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        at: When | None = None,
+        seq: int | None = None,
+        before: When | None = None,
+        nearest_before: bool = False,
+    ) -> Wanted:
+        """at: the last point up to this time, inclusive; before: exclusive. At most one of the three.
+
+        nearest_before: what cannot be met exactly is answered by the nearest point before. InvalidError.
+        """
+        if sum(given is not None for given in (at, seq, before)) > 1:
+            raise InvalidError("at, seq and before exclude each other")
+        if nearest_before and at is None and seq is None and before is None:
+            raise InvalidError("nearest_before needs at, seq or before")
+        if seq is not None and not 1 <= seq <= SEQ_MAX:
+            raise InvalidError(f"seq must be at least 1: {seq}")
+        time_max = to_ms(at) if at is not None else to_ms(before) - 1 if before is not None else None
+        return cls(seq=seq, time_max=time_max, nearest_before=nearest_before)
+
+    def __str__(self) -> str:
+        if self.seq is not None:
+            return f"seq {self.seq}"
+        return "the newest point" if self.time_max is None else format_time(max(self.time_max, 0))
+
+
+def find_target(
+    view: HeadView, fetcher: SegmentFetcher, wanted: Wanted, generation: str | None = None
+) -> Point | None:
+    """The point that is meant, None: nothing was ever written, and the newest is wanted.
+
+    Only index data of the one segment that holds the target is fetched, and nothing where the head tells it.
+    Raises UnreachableError, FencedError (`two_lines`), NotFoundError (`no_generation`), NoSuchKey and
+    DamageError for an index that is missing or damaged.
+    """
+    end = line_of(view.head, generation)
+    search = _Search(view, IndexPoints(fetcher), wanted)
+    if end is None or end.last_seq == 0:
+        if wanted.seq is None and wanted.time_max is None:
+            return None
+        raise search.unreachable("nothing was written yet")
+    if wanted.seq is not None:
+        return search.by_seq(end, wanted.seq)
+    if wanted.time_max is not None:
+        return search.by_time(end, wanted.time_max)
+    owner, seq = next(iter(ancestry(view.head, end.id)))
+    return Point(seq, end.last_time, owner.id)
+
+
+_Lookup = Callable[[], Point | None]
+
+
+class _Search:
+    def __init__(self, view: HeadView, points: IndexPoints, wanted: Wanted) -> None:
+        self._view = view
+        self._head = view.head
+        self._points = points
+        self._wanted = wanted
+        self._reaches: dict[tuple[str, int], list[Reach]] = {}
+
+    def by_seq(self, end: Generation, seq: int) -> Point:
+        """The point at `seq` of the line that ends in `end`."""
+        line = [reach for owner, upto in ancestry(self._head, end.id) for reach in self._own(owner, upto)]
+        holding = sorted((r for r in line if r.first_seq <= seq <= r.last_seq), key=_cheapest)
+        found = best(self._points.at(reach, seq) for reach in holding[:1])
+        if found:
+            return found
+        why = "it is inside a batch" if holding else "the store has it no more, or only merged"
+        why = f"the line ends at seq {end.last_seq}" if seq > end.last_seq else why
+        return self._nearest_or_fail(
+            why,
+            lambda: best(
+                self._points.last(reach, seq_max=seq - 1)
+                for reach in sorted(line, key=lambda r: -min(r.last_seq, seq - 1))
+                if reach.first_seq < seq
+            ),
+            lambda: best(
+                self._points.first(reach, seq_min=seq + 1)
+                for reach in sorted(line, key=lambda r: max(r.first_seq, seq + 1))
+                if reach.last_seq > seq
+            ),
+        )
+
+    def by_time(self, end: Generation, time_max: int) -> Point:
+        """The last point up to a time of the line that ends in `end`."""
+        if time_max > max(end.as_of, end.last_time):
+            return self._nearest_or_fail(
+                f"the store is complete up to {format_time(max(end.as_of, end.last_time))} only",
+                lambda: self._last_up_to(end, end.last_seq, time_max),
+                lambda: None,
+            )
+        return self._by_time(end, end.last_seq, time_max, lambda: None)
+
+    def _by_time(self, owner: Generation, upto: int, time_max: int, later: _Lookup) -> Point:
+        own = self._own(owner, upto)
+        begin = self._begin_time(owner)
+
+        def after() -> Point | None:
+            return self._first_above(own, time_max) or later()
+
+        if begin is not None and time_max >= begin:
+            serving = sorted((reach for reach in own if reach.serves(time_max)), key=_cheapest)
+            found = best(self._points.last(reach, time_max=time_max) for reach in serving)
+            if found:
+                return found
+            why = "the store has that time no more, or only merged"
+            return self._nearest_or_fail(why, lambda: self._last_up_to(owner, upto, time_max), after)
+        taken = predecessor(self._head, owner.id)
+        if taken:
+            known_to = max(taken.as_of, taken.last_time)
+            if time_max > known_to:
+                return self._nearest_or_fail(
+                    f"generation {taken.id} is known up to {format_time(known_to)}, and {owner.id}, which "
+                    f"took over from it, begins {'later' if begin is None else f'at {format_time(begin)}'}",
+                    lambda: self._last_up_to(taken, taken.last_seq, time_max),
+                    after,
+                )
+            return self._by_time(taken, taken.last_seq, time_max, after)
+        if owner.parent:
+            return self._by_time(
+                self._head.generations[owner.parent.generation], owner.parent.seq, time_max, after
+            )
+        return self._nearest_or_fail("it is before the first record", lambda: None, after)
+
+    def _last_up_to(self, owner: Generation, upto: int, time_max: int) -> Point | None:
+        """The newest point that is not later than a time, on the line that ends here."""
+        own = [reach for reach in self._own(owner, upto) if reach.first_time <= time_max]
+        newest_first = sorted(own, key=lambda reach: (-reach.last_seq, _cheapest(reach)))
+        found = best(self._points.last(reach, time_max=time_max) for reach in newest_first)
+        if found:
+            return found
+        taken = predecessor(self._head, owner.id)
+        if taken:
+            return self._last_up_to(taken, taken.last_seq, time_max)
+        if owner.parent:
+            return self._last_up_to(
+                self._head.generations[owner.parent.generation], owner.parent.seq, time_max
+            )
+        return None
+
+    def _first_above(self, own: list[Reach], time_max: int) -> Point | None:
+        above = [reach for reach in own if reach.last_time is None or reach.last_time > time_max]
+        return best(self._points.first(reach, time_above=time_max) for reach in above)
+
+    def _begin_time(self, owner: Generation) -> int | None:
+        """The time of the first record that a generation owns, None if nothing tells it."""
+        first = (s for s in segments_of(self._view, owner.id) if s.first_seq == owner.first_seq)
+        return min((segment.name.first_time for segment in first), default=None)
+
+    def _own(self, owner: Generation, upto: int) -> list[Reach]:
+        if (owner.id, upto) not in self._reaches:
+            self._reaches[owner.id, upto] = reaches(self._view, owner, upto)
+        return self._reaches[owner.id, upto]
+
+    def _nearest_or_fail(self, why: str, before: _Lookup, after: _Lookup) -> Point:
+        if self._wanted.nearest_before and (found := before()):
+            return found
+        raise self.unreachable(why, before(), after())
+
+    def unreachable(
+        self, why: str, before: Point | None = None, after: Point | None = None
+    ) -> UnreachableError:
+        """The error that names the nearest points."""
+        named = [
+            f"nearest {side}: seq {point.seq}, {format_time(point.time)}"
+            for side, point in (("before", before), ("after", after))
+            if point
+        ]
+        hint = "; --nearest-before takes the one before" if before else ""
+        return UnreachableError(
+            f"cannot restore {self._wanted} exactly: {why} ({'; '.join(named) or 'no point is there'}{hint})",
+            nearest_before=before.as_json() if before else None,
+            nearest_after=after.as_json() if after else None,
+        )
+
+
+def _cheapest(reach: Reach) -> tuple[bool, int]:
+    """Those first that need no request, then the smaller index."""
+    return reach.last_time is None, reach.segment.index_bytes

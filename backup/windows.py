@@ -1,0 +1,133 @@
+"""What can be restored now, from the head alone: exact ranges of each generation, windows and gaps. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compactor.entries import SegmentEntry
+from compactor.generations import Generation
+from compactor.path import HeadView, exact_ranges, route, segments_of
+from ourdb.segment.summary import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """A range of seq, ends included, in which each batch end can be restored: of one exact run of a segment.
+
+    first_time: ms, of the run's first batch end, perhaps before first_seq. last_time: of the batch end at
+    last_seq, None if that is in the middle of the run, where the index has to tell. next_time: of the record
+    after it, None: that is not known, or there is none yet.
+    """
+
+    segment: SegmentEntry
+    run: Run
+    first_seq: int
+    last_seq: int
+    first_time: int
+    last_time: int | None
+    next_time: int | None
+
+    def serves(self, time_ms: int) -> bool:
+        """Whether the last batch end up to this time lies in the run."""
+        return self.first_time <= time_ms and (self.next_time is None or time_ms < self.next_time)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A range of seq of one generation, ends included, with its times in ms (None: nothing tells it)."""
+
+    generation: str
+    first_seq: int
+    last_seq: int
+    first_time: int | None
+    last_time: int | None
+    segments: tuple[str, ...] = ()
+
+
+def reaches(view: HeadView, generation: Generation, upto: int | None = None) -> list[Reach]:
+    """All that the store restores of a generation's own seqs up to `upto` (None: its end), by first seq."""
+    end = generation.last_seq if upto is None else min(upto, generation.last_seq)
+    parent = generation.parent
+    if end < generation.first_seq or (parent and route(view, parent.generation, parent.seq) is None):
+        return []
+    segments = segments_of(view, generation.id)
+    following = {segment.first_seq: segment.name.first_time for segment in segments}
+    found = []
+    for segment, run, first in exact_ranges(
+        segments, generation.first_seq - 1, parent.chain if parent else 0
+    ):
+        if first <= end:
+            found.append(_reach(segment, run, first, end, generation, following))
+    return found
+
+
+def _reach(
+    segment: SegmentEntry, run: Run, first: int, end: int, generation: Generation, following: dict[int, int]
+) -> Reach:
+    next_time = run.next_time
+    if next_time is None and run.last_seq < generation.last_seq:
+        # Where what comes next is missing, at its own last time there may have been more batches.
+        next_time = following.get(run.last_seq + 1, run.last_time)
+    clipped = end < run.last_seq
+    return Reach(
+        segment=segment,
+        run=run,
+        first_seq=first,
+        last_seq=min(run.last_seq, end),
+        first_time=run.first_time,
+        last_time=None if clipped else run.last_time,
+        next_time=None if end <= run.last_seq else next_time,
+    )
+
+
+def windows_of(found: Sequence[Reach], generation: str) -> list[Window]:
+    """Maximal ranges, joined from exact ranges that touch or overlap."""
+    windows: list[Window] = []
+    for reach in sorted(found, key=lambda reach: (reach.first_seq, reach.last_seq)):
+        last = windows[-1] if windows else None
+        if last and reach.first_seq <= last.last_seq + 1:
+            further = reach.last_seq > last.last_seq
+            windows[-1] = Window(
+                generation=generation,
+                first_seq=last.first_seq,
+                last_seq=max(last.last_seq, reach.last_seq),
+                first_time=last.first_time,
+                last_time=reach.last_time if further else last.last_time,
+                segments=(*last.segments, reach.segment.key),
+            )
+        else:
+            windows.append(
+                Window(
+                    generation=generation,
+                    first_seq=reach.first_seq,
+                    last_seq=reach.last_seq,
+                    first_time=reach.first_time,
+                    last_time=reach.last_time,
+                    segments=(reach.segment.key,),
+                )
+            )
+    return windows
+
+
+def gaps_of(generation: Generation, windows: Sequence[Window]) -> list[Window]:
+    """The seqs that a generation owns and nothing restores. Its times are those of the points around it: no
+    time between them can be restored."""
+    gaps = []
+    before: Window | None = None
+    at = generation.first_seq
+    for window in [*windows, None]:
+        end = window.first_seq - 1 if window else generation.last_seq
+        if at <= end:
+            gaps.append(
+                Window(
+                    generation=generation.id,
+                    first_seq=at,
+                    last_seq=end,
+                    first_time=before.last_time if before else None,
+                    last_time=window.first_time if window else generation.last_time,
+                )
+            )
+        if window:
+            before, at = window, window.last_seq + 1
+    return gaps

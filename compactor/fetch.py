@@ -1,0 +1,88 @@
+"""Reading segments of a store: a tail, then the ranges that are asked for; every byte is counted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from compactor.entries import SegmentEntry
+from compactor.store.base import Store
+from ourdb.errors import DamageError
+from ourdb.segment.footer import FOOTER_BYTES
+from ourdb.segment.reader import TAIL_BYTES, SegmentReader
+from ourdb.units import MIB
+
+INDEX_BYTES_MAX = 4 * MIB  # an index up to this comes with the tail, by one request
+
+
+class SegmentFetcher:
+    """Opens the segments that a head names. uuid: of the database, 32 hex digits. on_bytes: is told how many
+    bytes came, by the thread that fetched them. For several threads."""
+
+    def __init__(self, store: Store, uuid: str, on_bytes: Callable[[int], None] | None = None) -> None:
+        self.store = store
+        self.bytes_fetched = 0
+        self._uuid = bytes.fromhex(uuid)
+        self._on_bytes = on_bytes
+        self._lock = threading.Lock()
+
+    def read(self, entry: SegmentEntry, offset: int, length: int) -> bytes:
+        """These bytes by one request. Raises NoSuchKey, and DamageError for an object that is shorter."""
+        data = self.store.get_range(entry.key, offset, length)
+        self._count(len(data))
+        return data
+
+    def read_tail(self, entry: SegmentEntry) -> bytes:
+        """The last bytes by one request: the whole index with the footer, where it is not too large.
+
+        Raises NoSuchKey; DamageError (`store_damaged`) if the object has not the size that it should have.
+        """
+        with_index = min(entry.index_bytes, entry.bytes) + FOOTER_BYTES
+        tail, size = self.store.get_tail(
+            entry.key, max(TAIL_BYTES, with_index if with_index <= INDEX_BYTES_MAX else 0)
+        )
+        self._count(len(tail))
+        if size != entry.bytes:
+            raise DamageError(
+                f"object has {size} bytes, not {entry.bytes}: {entry.key}",
+                kind="store_damaged",
+                key=entry.key,
+                bytes=size,
+            )
+        return tail
+
+    def open(
+        self,
+        entry: SegmentEntry,
+        *,
+        tail: bytes | None = None,
+        fetch: Callable[[int, int], bytes] | None = None,
+    ) -> SegmentReader:
+        """A reader that is proven to be of this entry. tail: its last bytes, if they were read before.
+        fetch: reads bytes of it, else each range is a request of its own.
+
+        Raises NoSuchKey; DamageError (`store_damaged`, with `key`) for anything else that is not right.
+        """
+        reader = SegmentReader(
+            entry.bytes,
+            fetch or (lambda offset, length: self.read(entry, offset, length)),
+            tail=self.read_tail(entry) if tail is None else tail,
+            expect_name=entry.file_name,
+            expect_uuid=self._uuid,
+            where=entry.key,
+            in_store=True,
+        )
+        said = [(run.first_seq, run.last_seq) for run in entry.exact_runs]
+        if said != [(run.first_seq, run.last_seq) for run in reader.runs]:
+            raise DamageError(
+                f"the head says other exact runs than the segment itself: {entry.key}",
+                kind="store_damaged",
+                key=entry.key,
+            )
+        return reader
+
+    def _count(self, size: int) -> None:
+        with self._lock:
+            self.bytes_fetched += size
+        if self._on_bytes:
+            self._on_bytes(size)
