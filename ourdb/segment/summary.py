@@ -196,20 +196,18 @@ def unmerged_summary(
     chain_before, highest_before: at the seq before the first one (0 and None at seq 1).
     """
     fold: RunFold | None = None
-    first_time = 0
     for piece in as_pieces(columns):
         if len(piece):
             if fold is None:
-                first_time = int(piece.time[0])
                 fold = RunFold.begin(int(piece.seq[0]), chain_before, highest_before)
             fold.add(piece)
-    if fold is None:
+    if fold is None or fold.start_time is None:
         raise InvalidError("a segment holds at least one record")
     run = fold.finish()
     return Summary(
         first_seq=run.first_seq,
         last_seq=run.last_seq,
-        first_time=first_time,
+        first_time=fold.start_time,
         last_time=run.last_time,
         runs=(run,),
         records=run.last_seq - run.first_seq + 1,
@@ -226,6 +224,7 @@ class RunFold:
 
     def __init__(self, run: Run, upto_seq: int | None) -> None:
         self.highest = run.highest_before
+        self.start_time: int | None = None  # of the first record
         self._run = run
         self._upto = upto_seq
         self._chain = run.chain_before
@@ -240,8 +239,10 @@ class RunFold:
         return self.highest
 
     @classmethod
-    def begin(cls, first_seq: int, chain_before: int, highest_before: int | None) -> RunFold:
-        """A run whose end is not known yet."""
+    def begin(
+        cls, first_seq: int, chain_before: int, highest_before: int | None, upto_seq: int | None = None
+    ) -> RunFold:
+        """A run of which only the start is known."""
         start = Run(
             first_seq=first_seq,
             last_seq=SEQ_MAX,
@@ -252,7 +253,7 @@ class RunFold:
             chain_after=0,
             highest_before=highest_before,
         )
-        return cls(start, None)
+        return cls(start, upto_seq)
 
     def add(self, columns: Columns) -> None:
         """The next records in seq order; those outside of the run are skipped."""
@@ -263,6 +264,8 @@ class RunFold:
             return
         if int(here.seq[0]) != self._last_seq + 1 or int(here.seq[-1]) - self._last_seq != len(here):
             raise DamageError(f"records are missing in an exact run, after seq {self._last_seq}")
+        if self.start_time is None:
+            self.start_time = int(here.time[0])
         if self._first_end is None:
             ends = batch_ends(here, closed=False)
             self._first_end = int(here.time[int(np.argmax(ends))]) if ends.any() else None
