@@ -1,11 +1,14 @@
-"""Stores, the head of a namespace, the meta index, and the shortest path through segments."""
+"""Stores, the head of a namespace, the meta index, and the shortest path through segments.
 
-from compactor.follow import Change, Draft, Writer, follow
+What commits is in compactor.publish: `follow` computes the next head, `publish` puts it.
+"""
+
+from compactor.follow import Change, Draft, Writer
 from compactor.head import Generation, Head, Known, Parent, Pin, SegmentEntry
 from compactor.host import Host
 from compactor.meta import MetaIndex
 from compactor.namespace import Namespace
-from compactor.publish import Patience, publish
+from compactor.publish import Patience
 from compactor.store import open_store
 from compactor.view import View, may_name
 
@@ -24,8 +27,6 @@ __all__ = [
     "SegmentEntry",
     "View",
     "Writer",
-    "follow",
     "may_name",
     "open_store",
-    "publish",
 ]

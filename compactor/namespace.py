@@ -236,7 +236,7 @@ class Namespace:
         for key in view.head.list_keys:
             stored = view.stored.get(key) or self._lists.get(key)
             if stored is None and self.meta:
-                stored = self.meta.stored_list(self.identity, view.head.uuid, self.name, key)
+                stored = self.meta.stored_list(self.identity, view.head, key)
             if stored is None:
                 try:
                     stored = StoredList(key, self.store.get(key).data, view.head.uuid, self.name)

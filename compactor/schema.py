@@ -10,8 +10,6 @@ from collections.abc import Callable
 
 from sqlite_utils import Database
 
-BUSY_SECONDS = 30
-
 OWNER = [("namespace", "namespaces", "id")]
 
 
@@ -26,7 +24,6 @@ def _create_tables(db: Database) -> None:
         {
             "namespace": int,
             "etag": str,
-            "revision": int,
             "written_ms": int,
             "read_ms": int,
             "acknowledged": int,
