@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -44,6 +45,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         if not list(users.glob("user-*")):
             servers.stop(server)
             state.unlink()
+            shutil.rmtree(users / server.kind, ignore_errors=True)  # pytest keeps its last few directories
 
 
 @pytest.fixture

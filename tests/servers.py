@@ -234,6 +234,7 @@ def client_of(server: S3Server) -> Any:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     with tempfile.TemporaryDirectory(prefix="ourdb-s3-") as directory:
         server = start(Path(directory))
         try:

@@ -336,6 +336,17 @@ class TestNames:
         assert store.heads_above() is None
         inside.close()
 
+    def test_namespace_that_is_named_head_is_no_head(self, store: Store, url: str) -> None:
+        named_head = open_store(url.removesuffix("name") + "head")
+        named_head.put_if_absent("head", b"x")
+        above = open_store(url.removesuffix("/name"))  # where it is a directory named head
+        assert store.heads_above() is None
+        assert above.head("head") is None
+        with pytest.raises(NoSuchKey):
+            above.get("head")
+        named_head.close()
+        above.close()
+
     def test_looking_above_costs_one_request_a_part(self, store: Store) -> None:
         assert store.heads_above() is None
         assert sent(store) == {"HEAD": len(store.url.prefix)}

@@ -162,6 +162,10 @@ class TestEtags:
             etags.append(store.put_if_match("head", b"same", etags[-1]).etag)
         assert len(set(etags)) == len(etags)
 
+    def test_stream_over_an_object_changes_its_etag(self, store: Store) -> None:
+        etags = [store.put_stream(SEGMENT, [b"same"]).etag for _ in range(50)]
+        assert len(set(etags)) == len(etags)
+
     def test_clock_that_was_set_back_brings_no_etag_back(self, store: Store, root: Path) -> None:
         store.put_if_absent("head", b"same")
         ahead = time.time_ns() + 3_600_000_000_000

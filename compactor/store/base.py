@@ -141,7 +141,8 @@ class Store(Protocol):
         ...
 
     def get_tail(self, key: str, length: int) -> tuple[bytes, int]:
-        """The last `length` bytes (all, if the object is shorter) and the object's size. Raises NoSuchKey."""
+        """The last `length` bytes, at least 1 (all, if the object is shorter), and the object's size. Raises
+        NoSuchKey."""
         ...
 
     def put_if_absent(self, key: str, data: bytes) -> Stat:

@@ -108,7 +108,7 @@ class LocalStore:
                     self.requests.add("POST")
                     if on_begin is not None:
                         on_begin(temporary.path.name)
-            status = temporary.publish(path.name)
+            status = temporary.publish(path.name, newer_than_ns=self._changed_ns(path))
         self._count_parts(size, begun)
         return _stat(key, status, status.st_mtime_ns // 1_000_000, checksum)
 
@@ -174,12 +174,17 @@ class LocalStore:
         with translated(path):
             make_directory(self._root)
             with locked(self._root, self._lock_retry):
-                before = regular_status(path)
-                self._check_condition(key, before, etag)
+                self._check_condition(key, regular_status(path), etag)
                 with self._temporary_beside(path) as temporary:
                     temporary.write(data)
-                    status = temporary.publish(path.name, newer_than_ns=before.st_mtime_ns if before else -1)
+                    status = temporary.publish(path.name, newer_than_ns=self._changed_ns(path))
         return _stat(key, status, status.st_mtime_ns // 1_000_000, crc32c.crc32c(data))
+
+    @staticmethod
+    def _changed_ns(path: Path) -> int:
+        """When the object that is there now was changed, -1 if there is none."""
+        status = regular_status(path)
+        return status.st_mtime_ns if status else -1
 
     def _check_condition(self, key: str, before: os.stat_result | None, etag: Etag | None) -> None:
         if etag is None and before is not None:
