@@ -34,7 +34,7 @@ from ourdb.history import alive_of
 from ourdb.lookup import Lookup
 from ourdb.names import data_file_name
 from ourdb.reader import ReadonlyDB
-from ourdb.recovery import Point, pieces_at, refuse_damage, trusted_places, walk_records
+from ourdb.recovery import Point, check_header, pieces_at, refuse_damage, trusted_places, walk_records
 from ourdb.rotation import Before, new_header
 from ourdb.sealed import SealedFile
 from ourdb.segment.header import HEADER_BYTES, Header
@@ -248,23 +248,6 @@ def refuse_missing(directory: Directory, files: FileList) -> None:
                 file=entry.name,
                 seq=entry.first_seq,
             )
-
-
-def check_header(file: File, files: FileList, uuid: bytes) -> Header:
-    """The active file's header; DamageError if it is not the file that the list names."""
-    entry = files.active
-    try:
-        header = Header.decode(file.pread(HEADER_BYTES, 0))
-    except DamageError as error:
-        raise type(error)(f"{entry.name}: {error}", file=entry.name, offset=0, seq=entry.first_seq) from error
-    if (header.uuid, header.file_id, header.first_seq) != (uuid, entry.file_id, entry.first_seq):
-        raise DamageError(
-            f"{entry.name} is not the file that the list of files names",
-            file=entry.name,
-            offset=0,
-            seq=entry.first_seq,
-        )
-    return header
 
 
 def load_table(

@@ -20,8 +20,7 @@ from ourdb.errors import DamageError, InvalidError, UnusableError
 from ourdb.files import File
 from ourdb.history import alive_of
 from ourdb.reading import Order
-from ourdb.recovery import Point, walk_file
-from ourdb.segment.columns import columns_at
+from ourdb.recovery import Point, check_header, follow_file
 from ourdb.segment.header import HEADER_BYTES
 from ourdb.units import When
 
@@ -77,7 +76,7 @@ class ReadonlyDB(OurDB):
 
     def _use_files(self, files: FileList) -> None:
         """Take a list of files; the active one is open when this returns, or FileNotFoundError."""
-        from ourdb.opening import before_time, check_header
+        from ourdb.opening import before_time
 
         active = self._directory.fs.open(self._directory.data_path(files.active))
         try:
@@ -111,20 +110,12 @@ class ReadonlyDB(OurDB):
         file = self._open_file
         if file is None:
             raise UnusableError(f"the database is closed: {self._directory.path}")
-        pending: list[Any] = []
         new_places: list[np.ndarray[Any, Any]] = []
-        for piece, base, walk in walk_file(file, self._end, self.config):
-            columns = columns_at(piece, np.array(walk.places, np.int64))
-            pending.append((columns, np.array(walk.places, np.int64) + base))
-            if walk.whole:
-                last, places = pending.pop()
-                pending.append((last[: walk.whole], places[: walk.whole]))
-                for some, at in pending:
-                    new = some[int(np.searchsorted(some.seq, np.uint64(applied_seq), "right")) :]
-                    self._lookup.put_many(new.id, new.seq, alive_of(new))
-                    new_places.append(at.astype(np.uint32))
-                pending = [(last[walk.whole :], places[walk.whole :])]
-                self._end = Point(offset=base + walk.end.offset, seq=walk.end.seq, time_ms=walk.end.time_ms)
+        for columns, places, end in follow_file(file, self._end, self.config):
+            new = columns[int(np.searchsorted(columns.seq, np.uint64(applied_seq), "right")) :]
+            self._lookup.put_many(new.id, new.seq, alive_of(new))
+            new_places.append(places.astype(np.uint32))
+            self._end = end
         if not new_places:
             return False
         self._places_seen = np.concatenate([self._places_seen, *new_places])

@@ -17,7 +17,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from ourdb.config import Config
-from ourdb.directory import Trust
+from ourdb.directory import FileList, Trust
 from ourdb.errors import DamageError, UnknownFormatError
 from ourdb.files import File
 from ourdb.record import (
@@ -29,7 +29,8 @@ from ourdb.record import (
     decode_record,
     gather_headers,
 )
-from ourdb.segment.columns import Columns, columns_of
+from ourdb.segment.columns import Columns, columns_at, columns_of
+from ourdb.segment.header import HEADER_BYTES, Header
 
 PIECE_RECORDS = 1 << 16
 READ_BYTES = 1 << 20
@@ -59,6 +60,23 @@ class Walk:
     whole: int
     end: Point
     stop: Point
+
+
+def check_header(file: File, files: FileList, uuid: bytes) -> Header:
+    """The active file's header; DamageError if it is not the file that the list names."""
+    entry = files.active
+    try:
+        header = Header.decode(file.pread(HEADER_BYTES, 0))
+    except DamageError as error:
+        raise type(error)(f"{entry.name}: {error}", file=entry.name, offset=0, seq=entry.first_seq) from error
+    if (header.uuid, header.file_id, header.first_seq) != (uuid, entry.file_id, entry.first_seq):
+        raise DamageError(
+            f"{entry.name} is not the file that the list of files names",
+            file=entry.name,
+            offset=0,
+            seq=entry.first_seq,
+        )
+    return header
 
 
 def walk_records(buf: bytes | mmap, start: Point, limit: int, config: Config) -> Walk:
@@ -114,6 +132,25 @@ def walk_file(file: File, start: Point, config: Config) -> Iterator[tuple[bytes,
         start = Point(offset=start.offset + stop.offset, seq=stop.seq, time_ms=stop.time_ms)
 
 
+def follow_file(
+    file: File, start: Point, config: Config
+) -> Iterator[tuple[Columns, NDArray[np.int64], Point]]:
+    """The whole batches of a file from `start` on, read and checked piece by piece: columns, places, and where
+    the last whole batch that was seen ends. A batch without its end is not given out."""
+    pending: list[tuple[Columns, NDArray[np.int64]]] = []
+    for piece, base, walk in walk_file(file, start, config):
+        at = np.array(walk.places, np.int64)
+        columns = columns_at(piece, at)
+        pending.append((columns[: walk.whole], at[: walk.whole] + base))
+        if walk.whole:
+            end = Point(offset=base + walk.end.offset, seq=walk.end.seq, time_ms=walk.end.time_ms)
+            for some, places in pending:
+                if len(some):
+                    yield some, places, end
+            pending = []
+        pending.append((columns[walk.whole :], at[walk.whole :] + base))
+
+
 def pieces_at(buf: mmap, places: Places) -> Iterator[Columns]:
     """The columns of the records at these places, some at a time."""
     for start in range(0, len(places), PIECE_RECORDS):
@@ -123,8 +160,7 @@ def pieces_at(buf: mmap, places: Places) -> Iterator[Columns]:
 def prove_places(buf: mmap, places: Places, start: Point, limit: int, config: Config) -> int:
     """How many of `places` are where records begin that follow one another from `start`, by their headers
     alone: dense seqs, each beginning where the one before ends."""
-    proven = 0
-    expected, seq, time_ms = start.offset, start.seq, start.time_ms
+    proven, point = 0, start
     for first in range(0, len(places), PIECE_RECORDS):
         here = places[first : first + PIECE_RECORDS].astype(np.int64)
         here = here[: _count_true(here <= limit - RECORD_HEADER_BYTES)]
@@ -132,21 +168,30 @@ def prove_places(buf: mmap, places: Places, start: Point, limit: int, config: Co
             break
         columns = columns_of(gather_headers(buf, here))
         ends = here + columns.raw_sizes
-        good = columns.seq == np.arange(seq + 1, seq + 1 + len(here), dtype=np.uint64)
-        good &= here == np.concatenate((np.array([expected], np.int64), ends[:-1]))
-        good &= (
-            (columns.length <= config.record_size_max)
-            & (columns.id <= config.record_nr_max)
-            & (ends <= limit)
-        )
-        good &= (columns.flags & ~np.uint16(KNOWN_FLAGS)) == 0
-        good &= columns.time >= np.concatenate((np.array([time_ms], np.uint64), columns.time[:-1]))
-        count = _count_true(good)
+        count = _count_true(_follows(columns, here, point, config) & (ends <= limit))
         proven += count
         if count < min(PIECE_RECORDS, len(places) - first):
             break
-        expected, seq, time_ms = int(ends[-1]), int(columns.seq[-1]), int(columns.time[-1])
+        point = Point(offset=int(ends[-1]), seq=int(columns.seq[-1]), time_ms=int(columns.time[-1]))
     return proven
+
+
+def _follows(columns: Columns, places: NDArray[np.int64], start: Point, config: Config) -> NDArray[np.bool_]:
+    """Which records follow the one before: dense seqs, each beginning where the one before ends, in bounds."""
+    ends = places + columns.raw_sizes
+    good: NDArray[np.bool_] = columns.seq == np.arange(
+        start.seq + 1, start.seq + 1 + len(places), dtype=np.uint64
+    )
+    good &= places == np.concatenate((np.array([start.offset], np.int64), ends[:-1]))
+    good &= (columns.length <= config.record_size_max) & (columns.id <= config.record_nr_max)
+    good &= (columns.flags & ~np.uint16(KNOWN_FLAGS)) == 0
+    good &= columns.time >= np.concatenate((np.array([start.time_ms], np.uint64), columns.time[:-1]))
+    return good
+
+
+def is_dense(columns: Columns, places: NDArray[np.int64], start: Point, config: Config) -> bool:
+    """Whether all of these records follow one another from `start` on."""
+    return bool(_follows(columns, places, start, config).all())
 
 
 def _count_true(mask: NDArray[np.bool_]) -> int:
