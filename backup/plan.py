@@ -82,7 +82,9 @@ class Refuse:
 
 @dataclass(frozen=True)
 class Idle:
-    """The store holds everything up to our end, and that is known to be kept."""
+    """The store holds everything up to our end, and that is known to be kept. generation: that owns it."""
+
+    generation: str
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ def _go_on_from(facts: Facts, head: Head, origin: Origin) -> Decision:
     """A restored copy: it takes its line over, if that stands where it stood at the restore or if it is told
     to."""
     if facts.end == origin.seq and head.generations[origin.generation].last_seq >= origin.seq:
-        return Idle()  # no record is new; whether the line moved is asked when there is one
+        return Idle(origin.generation)  # no record is new; whether the line moved is asked when there is one
     end = line_end(head, origin.generation)
     moved = (end.id, end.last_seq) != (origin.end_generation, origin.end_last_seq)
     if facts.line.start == "plain" and (moved or end.as_of > origin.end_as_of):
@@ -258,7 +260,7 @@ def _first_records(facts: Facts, parent: Parent | None, follows: str | None) -> 
     if parent is None:
         return Ship(0, CHAIN_OF_NOTHING, True, None, follows)
     if facts.end == parent.seq and facts.chain_at(parent.seq) == parent.chain:
-        return Idle()
+        return Idle(parent.generation)
     return _compare(facts, parent.seq, parent.chain) or Ship(parent.seq, parent.chain, True, parent, follows)
 
 
@@ -276,4 +278,4 @@ def _go_on(facts: Facts, generation: Generation) -> Decision:
     mark = facts.line.shipped(facts.store)
     if mark is None or mark.seq < facts.end:
         return on  # what was only read is not yet kept: once more
-    return on if facts.now_ms - generation.as_of >= facts.as_of_ms else Idle()
+    return on if facts.now_ms - generation.as_of >= facts.as_of_ms else Idle(generation.id)

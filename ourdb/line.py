@@ -126,6 +126,9 @@ class Line:
         )
 
 
+Change = Callable[[Line], Line]
+
+
 def new_generation() -> str:
     """A random generation id: 16 hex digits, not all of them zero."""
     return f"{secrets.randbelow(2**64 - 1) + 1:016x}"
@@ -164,7 +167,7 @@ def load(path: Path, *, fs: FileSystem | None = None) -> Line | None:
         raise DamageError(f"not the line of a database: {file}: {error}", path=str(file)) from error
 
 
-def update(path: Path, change: Callable[[Line], Line], *, fs: FileSystem | None = None) -> Line:
+def update(path: Path, change: Change, *, fs: FileSystem | None = None) -> Line:
     """Replaces the line by what `change` makes of it, under the lock and durably; nothing is written if
     that is the same. A directory whose line.json was lost gets a new generation: its stores then say
     `fork`, and nothing is overwritten."""

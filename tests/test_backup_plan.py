@@ -114,7 +114,7 @@ def copy(**changes: Any) -> Facts:
 
 
 def test_store_at_our_end_with_our_mark_is_idle() -> None:
-    assert decide(facts()) == Idle()
+    assert decide(facts()) == Idle(OURS)
 
 
 def test_new_records_are_shipped_from_the_end_of_the_store() -> None:
@@ -136,7 +136,7 @@ def test_mark_of_another_store_says_nothing_of_this_one() -> None:
     assert isinstance(decide(facts(line=line)), Ship)
 
 
-@pytest.mark.parametrize(("age", "decision"), [(599_999, Idle()), (600_000, Ship(10, chain(10), False))])
+@pytest.mark.parametrize(("age", "decision"), [(599_999, Idle(OURS)), (600_000, Ship(10, chain(10), False))])
 def test_as_of_is_put_by_itself_when_it_is_old_enough(age: int, decision: object) -> None:
     assert decide(facts(now_ms=NOW + age)) == decision
 
@@ -187,7 +187,7 @@ def test_head_that_went_back_is_a_loss(known: Known) -> None:
 
 @pytest.mark.parametrize("known", [Known(revision=5, run=RUN), Known(revision=4, run="f" * 16)])
 def test_head_that_is_as_known_or_newer_is_none(known: Known) -> None:
-    assert decide(facts(before=Before(known=known, mark=mark(10)))) == Idle()
+    assert decide(facts(before=Before(known=known, mark=mark(10)))) == Idle(OURS)
 
 
 def test_missing_head_that_was_known_is_a_loss() -> None:
@@ -260,7 +260,7 @@ def test_take_over_succeeds_the_end_as_it_is_now(held: Head, refusal: Refuse) ->
 
 
 def test_copy_without_new_records_is_idle_though_the_line_moved() -> None:
-    assert decide(copy(head=head(gen(PARENT, 40)), end=10)) == Idle()
+    assert decide(copy(head=head(gen(PARENT, 40)), end=10)) == Idle(PARENT)
 
 
 def test_copy_whose_branch_point_is_no_longer_offered_ships_everything() -> None:
@@ -321,7 +321,7 @@ def test_fork_of_a_copy_does_not_leave_where_its_own_chain_differs() -> None:
 def test_fork_without_records_beyond_the_common_point_is_idle() -> None:
     common = Parent(OLD, 9, chain(9))
     decided = decide(facts(head=head(gen(OLD, 40)), line=FORKED, end=9, offered=Offered(common=common)))
-    assert decided == Idle()
+    assert decided == Idle(OLD)
 
 
 def test_new_start_ships_everything_and_succeeds_the_old_line_where_it_is_left() -> None:
