@@ -141,8 +141,8 @@ class SegmentWriter:
         if len(encoded) != HEADER_BYTES:
             raise InvalidError(f"a header has {HEADER_BYTES} bytes: {len(encoded)}")
         self._write = write
+        self._index = IndexBuilder(encoded, plan, lambda piece: self._spool.write(piece))
         self._spool = SpooledTemporaryFile(max_size=INDEX_MEMORY_MAX)  # noqa: SIM115
-        self._index = IndexBuilder(encoded, plan, self._spool.write)
         write(encoded)
 
     def __enter__(self) -> SegmentWriter:
