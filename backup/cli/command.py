@@ -1,4 +1,4 @@
-"""What the commands share: the class with its example and --json, and the types of arguments."""
+"""What the commands share: the class with its example and --json, arguments and options."""
 
 from __future__ import annotations
 
@@ -29,43 +29,42 @@ def command(name: str, *, example: str) -> Callable[[Callable[..., Any]], Comman
     return click.command(name, cls=Command, example=example)
 
 
-class _Parsed(click.ParamType):
-    """A value that a function of ourdb.units understands."""
+Convert = Callable[[click.Context, click.Parameter, Any], Any]
 
-    def __init__(self, name: str, function: str) -> None:
-        self.name = name
-        self.function = function
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+def _parse_by(function: str) -> Convert:
+    """A callback that reads an option's text with this function of ourdb.units."""
+
+    def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+        if value is None:
+            return None
         from ourdb import units
         from ourdb.errors import InvalidError
 
-        if not isinstance(value, str):
-            return value  # a default
         try:
-            return getattr(units, self.function)(value)
+            return getattr(units, function)(value)
         except InvalidError as error:
-            self.fail(str(error), param, ctx)
+            raise click.BadParameter(str(error), ctx, param) from error
+
+    return convert
 
 
-class _Directory(click.ParamType):
-    name = "dir"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if value == "":
-            self.fail("the name is empty", param, ctx)
-        return Path(value)
+parse_size = _parse_by("parse_size")  # bytes
+parse_span = _parse_by("parse_span")  # milliseconds
+parse_time = _parse_by("parse_time")  # milliseconds since the epoch
 
 
-SIZE = _Parsed("size", "parse_size")  # bytes
-SPAN = _Parsed("span", "parse_span")  # milliseconds
-TIME = _Parsed("time", "parse_time")  # milliseconds since the epoch
-DIRECTORY = _Directory()
+def parse_directory(ctx: click.Context, param: click.Parameter, value: str | None) -> Path | None:
+    """A path; the empty one is a mistake in a script, not the current directory."""
+    if value == "":
+        raise click.BadParameter("the name is empty", ctx, param)
+    return None if value is None else Path(value)
 
-directory_argument = click.argument("directory", metavar="DIR", type=DIRECTORY)
+
+directory_argument = click.argument("directory", metavar="DIR", callback=parse_directory)
 url_argument = click.argument("url", metavar="URL")
 at_option = click.option(
-    "--at", type=TIME, metavar="T", help="As of this time: RFC 3339, 'now', '90 minutes ago'."
+    "--at", callback=parse_time, metavar="T", help="As of this time: RFC 3339, 'now', '90 minutes ago'."
 )
 seq_option = click.option(
     "--seq", type=click.IntRange(min=0), metavar="N", help="As of this sequence number."

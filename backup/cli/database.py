@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from backup.cli.command import SIZE, SPAN, at_most_one, command, directory_argument
+from backup.cli.command import at_most_one, command, directory_argument, parse_size, parse_span
 from backup.cli.handle import opened
-from backup.cli.output import print_json, print_text
+from backup.cli.output import count, print_json, print_text
 
 
 @command(
@@ -25,9 +25,9 @@ from backup.cli.output import print_json, print_text
     type=click.Choice(["kv", "incremental"]),
     help="Who gives the ids: you (kv, default) or the database.",
 )
-@click.option("--record-size-max", type=SIZE, metavar="SIZE", help="Longest value [default: 4KiB].")
+@click.option("--record-size-max", callback=parse_size, metavar="SIZE", help="Longest value [default: 4KiB].")
 @click.option("--record-nr-max", type=int, metavar="N", help="Highest id, to 4294967295 [default: 16777215].")
-@click.option("--file-size", type=SIZE, metavar="SIZE", help="Rotate data files at [default: 500MiB].")
+@click.option("--file-size", callback=parse_size, metavar="SIZE", help="Largest data file [default: 500MiB].")
 @click.option(
     "--sync",
     type=click.Choice(["never", "interval", "always"]),
@@ -72,7 +72,7 @@ def check_command(directory: Path, as_json: bool) -> None:
     if as_json:
         print_json(found.as_json())
     else:
-        print_text(f"{found.records} records in {found.files} files are as they were written")
+        print_text(f"as written: {count(found.records, 'record')} in {count(found.files, 'file')}")
 
 
 @command(
@@ -84,7 +84,10 @@ def check_command(directory: Path, as_json: bool) -> None:
 )
 @directory_argument
 @click.option(
-    "--window", type=SPAN, metavar="30d", help="Keep every state of so long, before it only the newest."
+    "--window",
+    callback=parse_span,
+    metavar="30d",
+    help="Keep every state of so long, of before the last.",
 )
 @click.option(
     "--keep-versions", type=click.IntRange(min=1), metavar="N", help="Keep so many versions of each id."

@@ -58,6 +58,12 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # click would end with 1, as if something had failed
+            ctx.exit(report(error, as_json=False))
+
     def main(self, args: Sequence[str] | None = None, *_: Any, **options: Any) -> NoReturn:
         words = list(sys.argv[1:] if args is None else args)
         try:
@@ -77,8 +83,21 @@ def _wants_json(words: list[str]) -> bool:
     return "--json" in options
 
 
+def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            click.echo(f"ourdb {version('ourdb')}")
+        except PackageNotFoundError:
+            click.echo("ourdb, run from its source")
+        ctx.exit()
+
+
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="ourdb")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print it."
+)
 def cli() -> None:
     """An embedded key-value database with history, and its backups.
 

@@ -44,6 +44,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 1_000, highlight=False).print(table)
 
 
+def count(number: int, noun: str) -> str:
+    """`1 segment`, `2 segments`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def value_fields(value: bytes | None) -> dict[str, Any]:
     """A value as in JSONL: `value` if it is UTF-8 text, else `base64`; `deleted` for None."""
     if value is None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 @contextmanager
@@ -13,6 +17,27 @@ def byte_bar(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty():
         yield lambda more_bytes: None
         return
+    with _bars() as bars:
+        task = bars.add_task(title, total=total_bytes)
+        yield lambda more_bytes: bars.advance(task, more_bytes)
+
+
+@contextmanager
+def work_bar(title: str) -> Iterator[Callable[[int, int, str], None] | None]:
+    """Gives a function that takes bytes done, bytes in all and what is being done; None off a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with _bars() as bars:
+        task = bars.add_task(title, total=None)
+
+        def show(done_bytes: int, all_bytes: int, what: str) -> None:
+            bars.update(task, completed=done_bytes, total=all_bytes, description=what)
+
+        yield show
+
+
+def _bars() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
@@ -23,6 +48,4 @@ def byte_bar(title: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total_bytes)
-        yield lambda more_bytes: progress.advance(task, more_bytes)
+    return Progress(*columns, console=Console(stderr=True), transient=True)

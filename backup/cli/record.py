@@ -121,7 +121,10 @@ def history_command(directory: Path, record_id: int, depth: int | None, as_json:
 
 
 def _parse_id(word: str) -> int:
-    return int(click.INT.convert(word, None, click.get_current_context()))
+    try:
+        return int(word)
+    except ValueError as error:
+        raise click.BadParameter(f"not a whole number: {word!r}", param_hint="ID") from error
 
 
 def _read_value(word: str, size_max: int) -> bytes:

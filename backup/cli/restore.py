@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 import click
 
 from backup.cli.command import (
-    TIME,
     at_most_one,
     at_option,
     command,
     directory_argument,
     generation_option,
     meta_option,
+    parse_time,
     seq_option,
     url_argument,
 )
-from backup.cli.output import note, print_json, print_table, print_text
+from backup.cli.output import count, note, print_json, print_table, print_text
 
 if TYPE_CHECKING:
     from backup.restore import RestoreReport
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @directory_argument
 @at_option
 @seq_option
-@click.option("--before", type=TIME, metavar="T", help="The last point before this time.")
+@click.option("--before", callback=parse_time, metavar="T", help="The last point before this time.")
 @click.option(
     "--nearest-before", is_flag=True, help="If that cannot be met exactly, the nearest point before."
 )
@@ -109,6 +109,6 @@ def _print_report(done: RestoreReport, directory: Path, dry_run: bool) -> None:
     when = f" ({told['time']})" if told["time"] else ""
     verb = "would restore" if dry_run else "restored"
     print_text(
-        f"{verb} {directory} to seq {told['seq']}{when} from {len(told['segments'])} segments, "
-        f"{format_size(told['bytes_downloaded'])}; {sum(told['requests'].values())} requests"
+        f"{verb} {directory} to seq {told['seq']}{when} from {count(len(told['segments']), 'segment')}, "
+        f"{format_size(told['bytes_downloaded'])}; {count(sum(told['requests'].values()), 'request')}"
     )

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from backup.cli.command import DIRECTORY, command, generation_option, meta_option, url_argument
-from backup.cli.output import print_json, print_table, print_text
+from backup.cli.command import command, generation_option, meta_option, parse_directory, url_argument
+from backup.cli.output import count, print_json, print_table, print_text
 
 _RANGE = ("generation", "first_seq", "last_seq", "first_time", "last_time")
 DAMAGED = 14
@@ -23,7 +23,9 @@ DAMAGED = 14
 )
 @url_argument
 @generation_option
-@click.option("--db", type=DIRECTORY, metavar="DIR", help="The live database: also say how far behind it is.")
+@click.option(
+    "--db", callback=parse_directory, metavar="DIR", help="Live database: also say how far behind it is."
+)
 @meta_option
 def points_command(
     url: str, generation: str | None, db: Path | None, meta: Path | None, as_json: bool
@@ -43,7 +45,9 @@ def points_command(
         columns = ("id", "parent", "left_at_seq", "last_seq", "last_time", "successor")
         print_table(("generation", *columns[1:]), _rows(found["generations"], columns))
     if behind := found.get("behind"):
-        print_text(f"behind the live database by {behind['records']} records, {behind['seconds']:g} seconds")
+        print_text(
+            f"behind the live database by {count(behind['records'], 'record')}, {behind['seconds']:g} seconds"
+        )
 
 
 @command("segments", example="ourdb segments file:///srv/backup/notes")

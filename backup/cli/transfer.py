@@ -15,7 +15,7 @@ import click
 
 from backup.cli.command import at_most_one, at_option, command, directory_argument, seq_option
 from backup.cli.handle import opened
-from backup.cli.output import print_json, print_text
+from backup.cli.output import count, print_json, print_text
 
 _EXPORT_CHUNK_BYTES = 1 << 20
 
@@ -55,7 +55,7 @@ def import_command(directory: Path, source: str, lines_max: int | None, dry_run:
     else:
         verb = "would write" if dry_run else "wrote"
         deleted = f", {done.deleted} of them deletions" if done.deleted else ""
-        print_text(f"{verb} {done.records} records in {done.batches} batches{deleted}")
+        print_text(f"{verb} {count(done.records, 'record')}, batches: {done.batches}{deleted}")
 
 
 @command("export", example="ourdb export notes --at '2 hours ago' > notes.jsonl")
