@@ -21,6 +21,7 @@ lint: $(VENV)/.installed-lint  ## ruff (rules and format) and mypy --strict
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy tools benchmarks
 
 minio:  ## build MinIO once, and run it where minio-compose.yml would, until Ctrl-C
 	tools/minio.sh start

@@ -60,7 +60,8 @@ def readme_steps() -> list[tuple[str, str]]:
 def run_readme(work: Path, endpoint: str) -> None:
     for command, shown in readme_steps():
         if command.startswith("export "):
-            os.environ.update(word.split("=", 1) for word in command.split()[1:])
+            for name, _, value in (word.partition("=") for word in command.split()[1:]):
+                os.environ[name] = value
             os.environ["AWS_ENDPOINT_URL"] = endpoint  # port 9000 may be in use here
             continue
         printed = run(command, work)
