@@ -190,8 +190,8 @@ def test_only_a_single_record_may_make_a_block_larger_than_the_limit() -> None:
         check_blocks(BlockTable.raw([2], [2 * size], [0]), np.full(2, size, np.int64))
 
 
-def test_records_are_compared_with_their_columns_and_checksums() -> None:
-    log = plain_log(30)
+@pytest.mark.parametrize("log", [plain_log(30), Log([(seq, b"equal", seq, False) for seq in range(30)])])
+def test_records_are_compared_with_their_columns_and_checksums(log: Log) -> None:
     raw, columns = b"".join(log.records), log.columns()
     verify_records(raw, columns)
     other = plain_log(31).columns()[1:]

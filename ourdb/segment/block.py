@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -223,10 +225,15 @@ def verify_records(raw: Buffer, columns: Columns, *, offset: int = 0) -> None:
 def _record_crcs(
     raw: Buffer, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint32]:
-    view = memoryview(raw)
-    # Slices and checksums run inside map: no bytecode for a record.
-    slices = map(slice, (starts + 4).tolist(), ends.tolist())
-    return np.fromiter(map(crc32c, map(view.__getitem__, slices)), np.uint32, len(starts))
+    # All of it runs inside map: no bytecode for a record. Slices cost most, equal sizes do without.
+    size = int(ends[0])
+    crcs: Iterator[int]
+    if ends[-1] == size * len(ends) and (ends - starts == size).all():
+        crcs = starmap(crc32c, struct.iter_unpack(f"4x{size - 4}s", raw))
+    else:
+        slices = map(slice, (starts + 4).tolist(), ends.tolist())
+        crcs = map(crc32c, map(memoryview(raw).__getitem__, slices))
+    return np.fromiter(crcs, np.uint32, len(starts))
 
 
 def _compare(found: Columns, columns: Columns, offset: int) -> None:
