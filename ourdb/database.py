@@ -15,6 +15,7 @@ from ourdb import rotation
 from ourdb.active import RECORD_BYTES_MIN, ActiveFile, area_end
 from ourdb.batch import Batch, Write, encode_batch
 from ourdb.checkpoint import Covered, write_checkpoint
+from ourdb.condense import CondenseReport, condense, forget_mark
 from ourdb.config import Config, Sync
 from ourdb.directory import Directory, FileEntry, FileList, SyncMark
 from ourdb.errors import Error, InvalidError, UnusableError
@@ -470,6 +471,23 @@ class OurDB(Reading):
             self._logged = 0
         except (Error, FileNotFoundError) as error:
             self.notes.append(f"no checkpoint was written: {error}")
+
+    def condense(
+        self, window_ms: int | None = None, keep_versions: int | None = None, *, dry_run: bool = False
+    ) -> CondenseReport:
+        """Merge sealed files. All history is kept unless a window or a number of versions is given.
+
+        window_ms: keep every state of the last so many milliseconds, counted back from the earlier of now and
+        the last record; before it only what these states need. keep_versions: keep that many versions of each
+        id besides; without window_ms nothing else is kept of the past. What was not shipped to a store yet, to
+        any one that this database was backed up to, stays whole; `forget` drops a store. dry_run: plan only.
+        """
+        with self._writing():
+            return condense(self, window_ms=window_ms, keep_versions=keep_versions, dry_run=dry_run)
+
+    def forget(self, store: str) -> None:
+        """Drop the shipped mark of a store (its identity), so that condensing need not spare what it has not."""
+        forget_mark(self._directory, store)
 
     def replace_files(self, files: FileList) -> None:
         """Condensing has made new files: use them. Under the lock."""

@@ -120,7 +120,7 @@ def _resolve_time(db: Reading, time_ms: int) -> int:
             return _last_at(db, active_first, last_seq, time_ms)
     file = files[bisect_right(files, time_ms, key=lambda file: file.entry.first_time) - 1]
     entry = file.entry
-    if time_ms >= entry.last_time:
+    if time_ms >= entry.last_time and (entry.dense or file.summary.serves(entry.last_seq)):
         return entry.last_seq
     if entry.dense:
         return _last_at(db, entry.first_seq, entry.last_seq, time_ms)

@@ -1,0 +1,302 @@
+"""Merging sealed files: all history is kept unless a window or a number of versions is given.
+
+What is merged is decided first (`plan_condense`), then written. The list of files is the commit: before it
+new files are garbage, after it the old ones are. A shipped mark is never merged across, and what comes after
+the lowest one stays exact: so an own directory never looks like a fork, and nothing is lost that no store has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ourdb import line
+from ourdb.active import ENDING_BYTES_A_RECORD, area_end, summarize
+from ourdb.directory import Directory, FileEntry, FileList
+from ourdb.errors import InvalidError, UnreachableError
+from ourdb.history import resolve
+from ourdb.layout import Cutter, summarize_cuts
+from ourdb.merge import MergePlan, SourceColumns, plan_merge
+from ourdb.merged import write_merged
+from ourdb.sealed import open_segment
+from ourdb.segment.columns import Columns
+from ourdb.segment.header import HEADER_BYTES
+from ourdb.segment.reader import SegmentReader
+from ourdb.segment.summary import Summary
+from ourdb.units import now_ms
+
+if TYPE_CHECKING:
+    from ourdb.database import OurDB
+
+
+@dataclass(frozen=True, kw_only=True)
+class CondenseReport:
+    """files, records, bytes: of the sealed files, before and after. With dry_run nothing was written, and
+    bytes_after counts records only."""
+
+    dry_run: bool
+    files_before: int
+    files_after: int
+    records_before: int
+    records_after: int
+    bytes_before: int
+    bytes_after: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """One merge: its sources, what of them is kept, and the files that come out of it."""
+
+    sources: tuple[SourceColumns, ...]
+    entries: tuple[FileEntry, ...]
+    readers: tuple[SegmentReader | None, ...]
+    plan: MergePlan
+    outputs: tuple[Summary, ...]
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What is to be kept: horizon, the seq from which on all of it; None: everything."""
+
+    horizon: int | None
+    keep_versions: int
+    marks: tuple[int, ...]
+
+
+def condense(
+    db: OurDB, *, window_ms: int | None, keep_versions: int | None, dry_run: bool
+) -> CondenseReport:
+    """See OurDB.condense. Under the writer's lock."""
+    wish = _read_wish(db, window_ms, keep_versions)
+    if not dry_run and wish.horizon is not None and db._seq >= db._first:
+        db._rotate()
+    with ExitStack() as stack:
+        merges = plan_condense(db, wish, stack, dry_run=dry_run)
+        before = db._list.sealed
+        if dry_run:
+            return _foresee(db, before, merges)
+        if merges:
+            _apply(db, merges)
+    after = db._list.sealed
+    return CondenseReport(
+        dry_run=False,
+        files_before=len(before),
+        files_after=len(after),
+        records_before=sum(entry.records for entry in before),
+        records_after=sum(entry.records for entry in after),
+        bytes_before=sum(entry.bytes for entry in before),
+        bytes_after=sum(entry.bytes for entry in after),
+    )
+
+
+def _foresee(db: OurDB, before: Sequence[FileEntry], merges: Sequence[Merge]) -> CondenseReport:
+    records = sum(entry.records for entry in before)
+    size = sum(entry.bytes for entry in before)
+    extra = [m for m in merges if any(not entry.sealed for entry in m.entries)]
+    if extra:  # the active file would be sealed first
+        records += db._seq - db._first + 1
+        size += db._pos
+    merged = [entry for merge in merges for entry in merge.entries]
+    files = len(before) + len(extra)
+    old = sum(entry.bytes if entry.sealed else db._pos for entry in merged)
+    live = sum(int(mask.sum()) for merge in merges for mask in merge.plan.live)
+    total = sum(len(mask) for merge in merges for mask in merge.plan.live)
+    return CondenseReport(
+        dry_run=True,
+        files_before=files,
+        files_after=files - len(merged) + sum(len(merge.outputs) for merge in merges),
+        records_before=records,
+        records_after=records - total + live,
+        bytes_before=size,
+        bytes_after=size - old + sum(merge.bytes for merge in merges),
+    )
+
+
+def _read_wish(db: OurDB, window_ms: int | None, keep_versions: int | None) -> Wish:
+    if window_ms is not None and window_ms < 0:
+        raise InvalidError(f"window must not be negative: {window_ms} ms")
+    if keep_versions is not None and keep_versions < 1:
+        raise InvalidError(f"keep_versions must be at least 1: {keep_versions}")
+    known = line.load(db._directory.path, fs=db._directory.fs)
+    marks = tuple(sorted({mark.seq for mark in known.marks.values()})) if known else ()
+    horizon = None
+    if window_ms is not None:
+        start = max(0, min(now_ms(), db._time) - window_ms)
+        try:
+            horizon = resolve(db, at=start)
+        except UnreachableError as error:
+            near = error.fields["nearest_before"]
+            horizon = near["seq"] if near else 1
+    elif keep_versions is not None:
+        horizon = db._seq
+    return Wish(
+        horizon=None if horizon is None else max(1, horizon), keep_versions=keep_versions or 0, marks=marks
+    )
+
+
+def plan_condense(db: OurDB, wish: Wish, stack: ExitStack, *, dry_run: bool) -> list[Merge]:
+    """The merges that are worth it. stack: closes the files that are read."""
+    active: list[FileEntry] = []
+    if dry_run and wish.horizon is not None and db._seq >= db._first:
+        active = [db._list.active]
+    merges = []
+    for entries in _groups([*db._list.sealed, *active], wish.marks, db._seq):
+        droppable = wish.horizon is not None and (not wish.marks or _last(entries[-1], db) <= wish.marks[0])
+        for some in [entries] if droppable else _packs(entries, db.config.file_size):
+            merge = _plan(db, wish if droppable else None, some, stack)
+            smaller = not all(mask.all() for mask in merge.plan.live)
+            if smaller or len(merge.outputs) < len(some):
+                merges.append(merge)
+    return merges
+
+
+def _last(entry: FileEntry, db: OurDB) -> int:
+    return entry.last_seq if entry.sealed else db._seq
+
+
+def _groups(entries: Sequence[FileEntry], marks: Sequence[int], last_seq: int) -> Iterator[list[FileEntry]]:
+    """Runs of files between two marks. A file with a mark inside stays as it is."""
+    group: list[FileEntry] = []
+    for entry in entries:
+        last = entry.last_seq if entry.sealed else last_seq
+        if any(entry.first_seq <= mark < last for mark in marks):
+            if group:
+                yield group
+            group = []
+            continue
+        group.append(entry)
+        if last in marks:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _packs(entries: Sequence[FileEntry], file_size: int) -> Iterator[list[FileEntry]]:
+    """Neighbours that fit into one file together, two or more. Parts of a stretch stay as they are, and so
+    does what is not exact: it is merged when something may be dropped."""
+    pack: list[FileEntry] = []
+    size = records = 0
+    for entry in entries:
+        size, records = size + entry.bytes, records + entry.records
+        if not entry.dense or (pack and size > area_end(file_size, records)):
+            if len(pack) > 1:
+                yield pack
+            pack, size, records = [], entry.bytes, entry.records
+        if entry.dense:
+            pack.append(entry)
+    if len(pack) > 1:
+        yield pack
+
+
+def _plan(db: OurDB, wish: Wish | None, entries: Sequence[FileEntry], stack: ExitStack) -> Merge:
+    sources, readers = [], []
+    for entry in entries:
+        reader = None
+        if entry.sealed:
+            file, reader = open_segment(db._directory, entry, db.uuid)
+            stack.callback(file.close)
+            sources.append(SourceColumns.of_reader(reader))
+        else:
+            sources.append(_active_source(db))
+        readers.append(reader)
+    plan = plan_merge(
+        sources,
+        horizon=wish.horizon if wish else None,
+        pins=(),
+        keep_versions=wish.keep_versions if wish else 0,
+        from_start=entries[0].first_seq == 1,
+    )
+    size = area_end(db.config.file_size, 0) - HEADER_BYTES
+    cutter = Cutter(plan.summary.first_seq, plan.runs, size, ENDING_BYTES_A_RECORD)
+    total = 0
+    for source, live in zip(sources, plan.live, strict=True):
+        for columns, closed in _kept(source, live):
+            cutter.add(columns, closed=closed)
+            total += int(columns.raw_sizes.sum())
+
+    def columns(first_seq: int, last_seq: int) -> Iterable[Columns]:
+        for source in sources:
+            if source.summary.first_seq <= last_seq and source.summary.last_seq >= first_seq:
+                yield from source.columns(first_seq, last_seq)
+
+    cuts = list(cutter.cuts())
+    outputs = summarize_cuts(plan.summary, cuts, columns)
+    return Merge(tuple(sources), tuple(entries), tuple(readers), plan, tuple(outputs), total)
+
+
+def _kept(source: SourceColumns, live: np.ndarray[Any, Any]) -> Iterator[tuple[Columns, bool]]:
+    """The columns of the records that are kept, and whether a piece is the last of its file."""
+    start = 0
+    for columns in source.columns(source.summary.first_seq, source.summary.last_seq):
+        kept = columns[live[start : start + len(columns)]]
+        start += len(columns)
+        if len(kept):
+            yield kept, int(kept.seq[-1]) == source.summary.last_seq
+
+
+def _active_source(db: OurDB) -> SourceColumns:
+    """The active file as it would be when it is sealed now; nothing is written."""
+    from ourdb.liveness import Keys
+
+    count = db._seq - db._first + 1
+    file = db._file
+    summary = summarize(file, count, db._before.chain, db._before.highest)
+    return SourceColumns(
+        summary=summary,
+        keys=lambda *_: (Keys(c.id, c.seq, c.flags) for c in file.columns(count)),
+        columns=lambda *_: file.columns(count),
+    )
+
+
+def _apply(db: OurDB, merges: Sequence[Merge]) -> None:
+    directory, files = db._directory, db._list
+    numbers = files.free_numbers(sum(len(merge.outputs) for merge in merges))
+    made: list[FileEntry] = []
+    replaced: dict[FileEntry, list[FileEntry]] = {}
+    try:
+        for merge in merges:
+            here = [
+                write_merged(db, merge, summary, numbers[len(made) + at])
+                for at, summary in _numbered(merge.outputs)
+            ]
+            made += here
+            replaced[merge.entries[0]] = here
+        directory.fs.sync_directory(directory.path)
+        gone = {entry for merge in merges for entry in merge.entries}
+        listed = [
+            new
+            for entry in files.files
+            for new in (replaced.get(entry, []) if entry in gone else [entry])
+        ]
+        following = FileList(files=tuple(listed), next_nr=(numbers[-1] + 1) % 65_536)
+    except BaseException:
+        _discard(directory, numbers)
+        raise
+    directory.replace_list(following)
+    db.replace_files(following)
+    for entry in gone:
+        directory.fs.unlink(directory.data_path(entry))
+        directory.fs.unlink(directory.places_path(entry))
+
+
+def _numbered(outputs: Sequence[Summary]) -> list[tuple[int, Summary]]:
+    return list(enumerate(outputs))
+
+
+def _discard(directory: Directory, numbers: Sequence[int]) -> None:
+    """New files that no list names."""
+    for nr in numbers:
+        directory.fs.unlink(directory.path / f"{nr}.db")
+
+
+def forget_mark(directory: Directory, store: str) -> None:
+    line.update(directory.path, lambda known: line.forget(known, store), fs=directory.fs)
