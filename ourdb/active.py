@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ourdb.directory import Directory, FileEntry
 from ourdb.files import File
+from ourdb.record import Buffer
 from ourdb.recovery import Places, pieces_at
 from ourdb.segment.block import BlockTable, cut_blocks
 from ourdb.segment.columns import Columns
@@ -76,7 +77,7 @@ class ActiveFile:
         self.places_file.fallocate(0, places_bytes)
         places = memoryview(self.places_file.map(places_bytes, write=True)).cast("I")
         self.map: mmap = self.file.map(size, write=True)
-        self.places: memoryview[int] = places  # type: ignore[assignment]
+        self.places: memoryview[int] = places
         self.size = size
 
     def place_column(self, records: int) -> Places:
@@ -117,9 +118,9 @@ def write_ending(active: ActiveFile, header: bytes, summary: Summary, end: int) 
     """
     place = end
 
-    def write(piece: bytes | bytearray | memoryview) -> None:
+    def write(piece: Buffer) -> None:
         nonlocal place
-        active.file.pwrite(piece, place)
+        active.file.pwrite(memoryview(piece), place)
         place += len(piece)
 
     decoded = Header.decode(header)

@@ -1,9 +1,13 @@
 """Batches: writes that become visible, and are recovered, together or not at all."""
 
+# ruff: noqa: A001, A002  (an id is called id)
+
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
+from struct import Struct
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 D = TypeVar("D")
 _GAP = bytes(RECORD_HEADER_BYTES)
+_COVERED = Struct("4x32s")
 
 
 class Write(NamedTuple):
@@ -43,7 +48,7 @@ class EncodedBatch:
 
 def encode_batch(writes: list[Write], lookup: Lookup, *, first_seq: int, time_ms: int) -> EncodedBatch:
     """Records `first_seq` and on, all of one time, each but the last saying that the batch goes on."""
-    ids_given, values_given = zip(*writes)
+    ids_given, values_given = zip(*writes, strict=True)
     values = [value or b"" for value in values_given] if None in values_given else values_given
     count = len(writes)
     ids = np.array(ids_given, np.uint32)
@@ -60,9 +65,10 @@ def encode_batch(writes: list[Write], lookup: Lookup, *, first_seq: int, time_ms
     headers["length"], headers["id"] = lengths, ids
     headers["flags_time"] = (flags << np.uint64(48)) | np.uint64(time_ms)
     headers["seq"], headers["prev_seq"] = seqs, _previous(lookup, ids, seqs, distinct)
-    raw = memoryview(headers).cast("B")
-    covered = [raw[at + 4 : at + RECORD_HEADER_BYTES] for at in range(0, len(raw), RECORD_HEADER_BYTES)]
-    headers["crc"] = np.fromiter(map(crc32c, values, map(crc32c, covered)), np.uint32, count)
+    covered = _COVERED.iter_unpack(headers.tobytes())
+    headers["crc"] = np.fromiter(
+        map(crc32c, values, map(crc32c, chain.from_iterable(covered))), np.uint32, count
+    )
     ends = np.cumsum(lengths + RECORD_HEADER_BYTES)
     starts = ends - lengths - RECORD_HEADER_BYTES
     data = bytearray(_GAP.join([b"", *values]))
@@ -163,7 +169,7 @@ class Batch:
 
     def __contains__(self, id: object) -> bool:
         if id in self._values:
-            return self._values[id] is not None  # type: ignore[index]
+            return self._values[id] is not None
         return id in self._db
 
     def __getitem__(self, id: int) -> bytes:

@@ -71,6 +71,7 @@ class SealedFileBuilder:
             file_id=header.file_id,
             first_seq=self._summary.first_seq,
             sealed=True,
+            exact=self._summary.exact,
             bytes=place,
             last_seq=self._summary.last_seq,
             records=self._summary.records,

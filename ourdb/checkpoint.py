@@ -102,7 +102,7 @@ def _load_chunk(lookup: Lookup, data: memoryview, offset: int, width: int) -> in
         return None
     live = np.frombuffer(body, np.uint8, ids, ids * width)
     lookup.put_chunk(number, _widen(body[: ids * width], width), live)
-    return offset + size
+    return int(offset + size)
 
 
 def _narrow(seqs: np.ndarray[tuple[int], np.dtype[np.uint64]], width: int) -> bytes:

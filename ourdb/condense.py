@@ -71,9 +71,7 @@ class Wish:
     marks: tuple[int, ...]
 
 
-def condense(
-    db: OurDB, *, window_ms: int | None, keep_versions: int | None, dry_run: bool
-) -> CondenseReport:
+def condense(db: OurDB, *, window_ms: int | None, keep_versions: int | None, dry_run: bool) -> CondenseReport:
     """See OurDB.condense. Under the writer's lock."""
     wish = _read_wish(db, window_ms, keep_versions)
     if not dry_run and wish.horizon is not None and db._seq >= db._first:
@@ -187,11 +185,11 @@ def _packs(entries: Sequence[FileEntry], file_size: int) -> Iterator[list[FileEn
     size = records = 0
     for entry in entries:
         size, records = size + entry.bytes, records + entry.records
-        if not entry.dense or (pack and size > area_end(file_size, records)):
+        if not entry.exact or (pack and size > area_end(file_size, records)):
             if len(pack) > 1:
                 yield pack
             pack, size, records = [], entry.bytes, entry.records
-        if entry.dense:
+        if entry.exact:
             pack.append(entry)
     if len(pack) > 1:
         yield pack
@@ -219,17 +217,17 @@ def _plan(db: OurDB, wish: Wish | None, entries: Sequence[FileEntry], stack: Exi
     cutter = Cutter(plan.summary.first_seq, plan.runs, size, ENDING_BYTES_A_RECORD)
     total = 0
     for source, live in zip(sources, plan.live, strict=True):
-        for columns, closed in _kept(source, live):
-            cutter.add(columns, closed=closed)
-            total += int(columns.raw_sizes.sum())
+        for kept, closed in _kept(source, live):
+            cutter.add(kept, closed=closed)
+            total += int(kept.raw_sizes.sum())
 
-    def columns(first_seq: int, last_seq: int) -> Iterable[Columns]:
+    def fetch(first_seq: int, last_seq: int) -> Iterable[Columns]:
         for source in sources:
             if source.summary.first_seq <= last_seq and source.summary.last_seq >= first_seq:
                 yield from source.columns(first_seq, last_seq)
 
     cuts = list(cutter.cuts())
-    outputs = summarize_cuts(plan.summary, cuts, columns)
+    outputs = summarize_cuts(plan.summary, cuts, fetch)
     return Merge(tuple(sources), tuple(entries), tuple(readers), plan, tuple(outputs), total)
 
 
@@ -273,9 +271,7 @@ def _apply(db: OurDB, merges: Sequence[Merge]) -> None:
         directory.fs.sync_directory(directory.path)
         gone = {entry for merge in merges for entry in merge.entries}
         listed = [
-            new
-            for entry in files.files
-            for new in (replaced.get(entry, []) if entry in gone else [entry])
+            new for entry in files.files for new in (replaced.get(entry, []) if entry in gone else [entry])
         ]
         following = FileList(files=tuple(listed), next_nr=(numbers[-1] + 1) % 65_536)
     except BaseException:

@@ -1,5 +1,7 @@
 """The database as its one writer has it: set, delete, batches, rotation, durability."""
 
+# ruff: noqa: A001, A002  (an id is called id)
+
 from __future__ import annotations
 
 import struct
@@ -9,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 from crc32c import crc32c
 
 from ourdb import rotation
@@ -20,9 +23,8 @@ from ourdb.config import Config, Sync
 from ourdb.directory import Directory, FileEntry, FileList, SyncMark
 from ourdb.errors import Error, InvalidError, UnusableError
 from ourdb.files import File
-from ourdb.lookup import Lookup
 from ourdb.reading import Reading, missing
-from ourdb.record import TOMBSTONE, Buffer
+from ourdb.record import Buffer
 from ourdb.segment.header import HEADER_BYTES
 from ourdb.syncing import Syncer
 from ourdb.units import GIB, MIB
@@ -329,7 +331,7 @@ class OurDB(Reading):
         encoded = encode_batch(writes, self._lookup, first_seq=first, time_ms=now)
         self._map[start : start + size] = encoded.data
         slot = first - self._first
-        self._places[slot : slot + count] = memoryview((encoded.starts + start).astype("<u4"))
+        self._places[slot : slot + count] = (encoded.starts + start).astype(np.uint32).data
         self._lookup.put_many(encoded.ids, encoded.seqs, encoded.alive, distinct=encoded.distinct)
         if self._incremental and self._lookup.highest is not None:
             self._next_id = max(self._next_id, self._lookup.highest + 1)
@@ -563,6 +565,11 @@ class OurDB(Reading):
 
     def _active_name(self) -> str:
         return self._list.active.name
+
+    @property
+    def active_bytes(self) -> int:
+        """Bytes of header and records in the active file."""
+        return self._pos
 
     @property
     def path(self) -> str:

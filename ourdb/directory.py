@@ -39,12 +39,14 @@ _SYNCED = Struct("<16sQ")
 class FileEntry:
     """A data file. file_id: random u64. The active file has neither bytes, last_seq, records nor times.
 
-    records: how many are there; fewer than the range has if condensing dropped some."""
+    records: how many are there; fewer than the range has if condensing dropped some. exact: every state
+    in the range can be told, so that it is one exact run."""
 
     nr: int
     file_id: int
     first_seq: int
     sealed: bool = False
+    exact: bool = True
     bytes: int = 0
     last_seq: int = 0
     records: int = 0
@@ -57,7 +59,7 @@ class FileEntry:
 
     @property
     def dense(self) -> bool:
-        """Every record of the range is there."""
+        """Every record of the range is there (but what they replaced may have been dropped: see `exact`)."""
         return self.records == self.last_seq - self.first_seq + 1
 
     def as_json(self) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class File:
 
     def data_ranges(self, start: int, end: int) -> list[tuple[int, int]]:
         """Ranges of [start, end) that may hold bytes other than 0: preallocated space does not."""
-        found = []
+        found: list[tuple[int, int]] = []
         while start < end:
             try:
                 begin = os.lseek(self.fd, start, os.SEEK_DATA)

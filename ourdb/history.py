@@ -1,5 +1,7 @@
 """Versions of an id, and states of the past: which moments can be told exactly, and what held then."""
 
+# ruff: noqa: A001, A002  (an id is called id)
+
 from __future__ import annotations
 
 from bisect import bisect_right
@@ -120,9 +122,9 @@ def _resolve_time(db: Reading, time_ms: int) -> int:
             return _last_at(db, active_first, last_seq, time_ms)
     file = files[bisect_right(files, time_ms, key=lambda file: file.entry.first_time) - 1]
     entry = file.entry
-    if time_ms >= entry.last_time and (entry.dense or file.summary.serves(entry.last_seq)):
+    if time_ms >= entry.last_time and (entry.exact or file.summary.serves(entry.last_seq)):
         return entry.last_seq
-    if entry.dense:
+    if entry.exact:
         return _last_at(db, entry.first_seq, entry.last_seq, time_ms)
     runs = file.summary.runs
     for run in runs:
@@ -156,7 +158,7 @@ def _exact_range(db: Reading, seq: int) -> tuple[bool, Point | None, Point | Non
     if seq >= db._active[0]:
         return True, None, None
     file = files[bisect_right(firsts, seq) - 1]
-    if file.entry.dense:
+    if file.entry.exact:
         return True, None, None
     runs = file.summary.runs
     if any(run.first_seq <= seq <= run.last_seq for run in runs):
@@ -173,7 +175,7 @@ def _before_file(db: Reading, file: SealedFile) -> Point | None:
     at = files.index(file)
     while at > 0:
         entry = files[at - 1].entry
-        if entry.dense or files[at - 1].summary.serves(entry.last_seq):
+        if entry.exact or files[at - 1].summary.serves(entry.last_seq):
             return {"seq": entry.last_seq, "time": format_time(entry.last_time)}
         at -= 1
     return None

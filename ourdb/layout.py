@@ -91,13 +91,13 @@ def summarize_cuts(whole: Summary, cuts: Sequence[Cut], columns: FetchColumns) -
     summaries: list[Summary] = []
     chain: int | None = whole.chain_before
     first_time = whole.first_time
-    for cut, stretch in zip(cuts, stretches, strict=True):
+    for cut, following_cut, stretch in zip(cuts, [*cuts[1:], None], stretches, strict=True):
         here = [run for run in runs if cut.first_seq <= run.first_seq and run.last_seq <= cut.last_seq]
         following = next((run for run in runs if run.first_seq == cut.last_seq + 1), None)
         next_time = here[-1].next_time if here else None
         if here and here[-1].last_seq == cut.last_seq:
             here[-1] = replace(here[-1], next_time=None)
-        last = cut is cuts[-1]
+        last = following_cut is None
         chain_after = None if cut.goes_on else here[-1].chain_after
         summaries.append(
             Summary(
@@ -115,8 +115,9 @@ def summarize_cuts(whole: Summary, cuts: Sequence[Cut], columns: FetchColumns) -
             ).validate()
         )
         chain = chain_after
-        # Between two parts nobody is asked for a moment; elsewhere it is the time of the very next record.
-        first_time = cut.last_time if cut.goes_on or next_time is None else next_time
+        # Between two parts no moment can be told; elsewhere it is the time of the very next record, kept or not.
+        if following_cut:
+            first_time = following_cut.first_time if cut.goes_on or next_time is None else next_time
     return summaries
 
 

@@ -195,7 +195,7 @@ class LogReader:
         for entry in self._list.files:
             if entry.first_seq > last_seq or (entry.sealed and entry.last_seq < first_seq):
                 continue
-            if entry.sealed and not entry.dense:
+            if entry.sealed and not entry.exact:
                 summary = self._summary(entry)
                 yield Piece(summary, self._raw_bytes(entry), entry)
                 continue
@@ -267,7 +267,7 @@ class LogReader:
                         entry.first_seq <= piece.summary.first_seq
                         and piece.summary.last_seq <= entry.last_seq
                     )
-                    if same or (inside and entry.dense and piece.summary.exact):
+                    if same or (inside and entry.exact and piece.summary.exact):
                         return open_segment(self._directory, entry, self.uuid)
             except FileNotFoundError:
                 continue

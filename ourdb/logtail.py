@@ -69,7 +69,7 @@ class LogTail:
             self._places = []
 
     def _take(self, columns: Columns, places: NDArray[np.int64], end: Point) -> None:
-        self.chain = crc32c(np.ascontiguousarray(columns.crc), self.chain)
+        self.chain = crc32c(columns.crc.tobytes(), self.chain)
         top = int(columns.id.max())
         self.highest = top if self.highest is None else max(top, self.highest)
         self._places.append(places.astype(np.uint32))
@@ -121,7 +121,7 @@ class LogTail:
             return self._known[1]
         chain = self._chain_before
         for columns in self.columns(seq):
-            chain = crc32c(np.ascontiguousarray(columns.crc), chain)
+            chain = crc32c(columns.crc.tobytes(), chain)
         return chain
 
     def batch_end_at_or_before(self, seq: int) -> int:

@@ -6,6 +6,8 @@ a byte for each 65,536. All three are anonymous mappings without reserve: the ke
 it is first written, so that id 2^32-1 costs a page and not 25 GB.
 """
 
+# ruff: noqa: A001, A002  (an id is called id)
+
 from __future__ import annotations
 
 import mmap
@@ -22,8 +24,12 @@ WIDTHS = (2, 3, 4, 6)
 CHUNK_IDS = 1 << 16
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # since Python 3.12; the value of Linux
 _HUGE_PAGES_IDS_MAX = 1 << 24  # scattered ids in a larger table would touch a huge page each
-_PARTS = {3: np.dtype([("low", "<u2"), ("high", "u1")]), 6: np.dtype([("low", "<u4"), ("high", "<u2")])}
-_WHOLE = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_SHAPES: dict[int, np.dtype[Any]] = {
+    2: np.dtype("<u2"),
+    3: np.dtype([("low", "<u2"), ("high", "u1")]),
+    4: np.dtype("<u4"),
+    6: np.dtype([("low", "<u4"), ("high", "<u2")]),
+}
 _CASTS = {2: "H", 4: "I"}
 _STRUCTS = {3: (Struct("<HB"), 16), 6: (Struct("<IH"), 32)}
 
@@ -84,10 +90,10 @@ class Lookup:
         entries = self.id_max + 1
         table = _reserve(entries * width, entries)
         self.width = width
-        self._table: NDArray[Any] = np.frombuffer(table, _WHOLE.get(width) or _PARTS[width])
+        self._table: NDArray[Any] = np.frombuffer(table, _SHAPES[width])
         # One of the two is read by get and set: a view of whole entries, or how to unpack one. A wide
         # entry is stored by one call, so that a reading thread never sees half of it.
-        self.view: memoryview[int] = memoryview(b"")  # type: ignore[assignment]
+        self.view: memoryview[int] = memoryview(b"")
         self.wide: Wide | None = None
         if width in _CASTS:
             self.view = memoryview(table).cast(_CASTS[width])  # type: ignore[call-overload]

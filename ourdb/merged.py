@@ -46,6 +46,7 @@ def write_merged(db: OurDB, merge: Merge, summary: Summary, nr: int) -> FileEntr
         file_id=header.file_id,
         first_seq=summary.first_seq,
         sealed=True,
+        exact=summary.exact,
         bytes=place,
         last_seq=summary.last_seq,
         records=summary.records,

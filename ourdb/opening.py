@@ -296,10 +296,10 @@ def _recover_active(
             new = columns[int(np.searchsorted(columns.seq, np.uint64(covered), "right")) :]
             lookup.put_many(new.id, new.seq, alive_of(new))
     count = len(proven) + len(whole)
-    active.places[len(proven) : count] = memoryview(whole)
+    active.places[len(proven) : count] = whole.data
     _clear_tail(directory, active, walk.end, ranges, trust, notes)
     if used > count:
-        active.places[count:used] = memoryview(np.zeros(used - count, np.uint32))
+        active.places[count:used] = np.zeros(used - count, np.uint32).data
     return walk.end
 
 

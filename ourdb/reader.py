@@ -6,6 +6,8 @@ touching a page that is gone ends a process. When the bytes there are no record 
 sealed: the list of files says.
 """
 
+# ruff: noqa: A001, A002  (an id is called id)
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -99,8 +101,8 @@ class ReadonlyDB(OurDB):
         file = self._open_file
         if file is None:
             raise UnusableError(f"the database is closed: {self._directory.path}")
-        places = memoryview(self._places_seen)
-        self._active = (self._list.active.first_seq, file.map(self._end.offset), places)  # type: ignore[assignment]
+        places = self._places_seen.data
+        self._active = (self._list.active.first_seq, file.map(self._end.offset), places)
 
     def _follow(self, applied_seq: int = 0) -> bool:
         """Take in what was appended to the active file; whether there was anything. Under the lock.
@@ -242,6 +244,10 @@ class ReadonlyDB(OurDB):
     def last_time(self) -> int:
         self.refresh()
         return self._time
+
+    @property
+    def active_bytes(self) -> int:
+        return self._end.offset
 
     # -- what a reader has not --------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ replaces whole; what they find is checked by checksum, id and seq, and if anythi
 try again under the lock, where it has to.
 """
 
+# ruff: noqa: A001, A002  (an id is called id)
+
 from __future__ import annotations
 
 import struct
@@ -151,14 +153,18 @@ class Reading(MutableMapping[int, bytes]):
     def get_many(self, ids: Iterable[int], default: D | None = None) -> list[bytes | D | None]:
         """The values of many ids, in their order; `default` for those that are not there."""
         wanted = list(ids)
+        look: Any = self.get  # the overloads of get know no type that may be None
         values: list[bytes | D | None] = []
         for start in range(0, len(wanted), _PIECE_IDS):
             piece = wanted[start : start + _PIECE_IDS]
             found = self._get_piece(piece) if len(piece) >= _FEW_IDS else None
             if found is None:
-                found = [self.get(id, default) for id in piece]
+                found = [look(id, default) for id in piece]
             elif None in found:
-                found = [self.get(id, default) if value is None else value for id, value in zip(piece, found)]
+                found = [
+                    look(id, default) if value is None else value
+                    for id, value in zip(piece, found, strict=True)
+                ]
             values += found
         return values
 
@@ -176,7 +182,7 @@ class Reading(MutableMapping[int, bytes]):
         except _RETRY:
             return None
         values: list[bytes | None] = [None] * len(ids)
-        for index, value in zip(np.flatnonzero(alive).tolist(), found):
+        for index, value in zip(np.flatnonzero(alive).tolist(), found, strict=True):
             values[index] = value
         return values
 
@@ -197,7 +203,7 @@ class Reading(MutableMapping[int, bytes]):
             found = _bodies(buf, column.astype(np.int64), ids[here], seqs[here])
             if len(here) == len(ids):
                 return found
-            for index, value in zip(here.tolist(), found):
+            for index, value in zip(here.tolist(), found, strict=True):
                 values[index] = value
         return values
 
@@ -310,7 +316,7 @@ class Reading(MutableMapping[int, bytes]):
                 values = self._values(ids, seqs)
             except _RETRY:
                 values = [None] * len(ids)
-            for id, seq, value in zip(ids.tolist(), seqs.tolist(), values):
+            for id, seq, value in zip(ids.tolist(), seqs.tolist(), values, strict=True):
                 if value is None:
                     value = self.get(id) if current else self._value_at(seq)
                 if value is not None:
@@ -333,7 +339,7 @@ class Reading(MutableMapping[int, bytes]):
     def __contains__(self, id: object) -> bool:
         if not isinstance(id, int | np.integer):
             return False
-        return 0 <= id <= self.config.record_nr_max and bool(self._live[int(id)])
+        return 0 <= int(id) <= self.config.record_nr_max and bool(self._live[int(id)])
 
     def __len__(self) -> int:
         return self._lookup.count

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from mmap import mmap
 from struct import Struct
+from typing import Any
 
 import numpy as np
 from crc32c import crc32c
@@ -229,7 +230,7 @@ def refuse_damage(
 ) -> None:
     """DamageError if what ends the log is no torn tail. ranges: where bytes other than 0 may lie behind."""
     stop = walk.stop
-    where = {"file": name, "offset": stop.offset, "seq": stop.seq + 1}
+    where: dict[str, Any] = {"file": name, "offset": stop.offset, "seq": stop.seq + 1}
     if walk.end.seq < trust.durable_seq:
         raise DamageError(
             f"no valid record {stop.seq + 1} in {name} at offset {stop.offset}, "
@@ -241,7 +242,7 @@ def refuse_damage(
     bad = bytes(buf[stop.offset : stop.offset + RECORD_HEADER_BYTES])
     later = None
     for begin, end in ranges:
-        later = later or _find_later_write(buf, max(begin, stop.offset + 1), end, stop.seq + 1, bad, config)
+        later = later or find_later_write(buf, max(begin, stop.offset + 1), end, stop.seq + 1, bad, config)
     if later is not None:
         raise DamageError(
             f"record {stop.seq + 1} in {name} at offset {stop.offset} is damaged: record {later} lies behind it",
@@ -249,7 +250,9 @@ def refuse_damage(
         )
 
 
-def _find_later_write(buf: mmap, start: int, limit: int, seq: int, bad: bytes, config: Config) -> int | None:
+def find_later_write(
+    buf: mmap | bytes, start: int, limit: int, seq: int, bad: bytes, config: Config
+) -> int | None:
     """The seq of a record that was begun after the write of `seq` had ended, None if there is none.
 
     Records of the same torn batch may be whole behind a torn one: bytes of one copy land in any order.
@@ -263,7 +266,7 @@ def _find_later_write(buf: mmap, start: int, limit: int, seq: int, bad: bytes, c
     return None
 
 
-def _valid_records(buf: mmap, start: int, limit: int, seq: int, config: Config) -> Iterator[Record]:
+def _valid_records(buf: mmap | bytes, start: int, limit: int, seq: int, config: Config) -> Iterator[Record]:
     """Whole records with a seq above `seq` at any byte of [start, limit), by place."""
     seq_max = seq + (limit - start) // RECORD_HEADER_BYTES + 1
     tried = 0

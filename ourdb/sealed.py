@@ -1,5 +1,7 @@
 """A sealed data file: a segment whose blocks are raw, mapped when it is first read."""
 
+# ruff: noqa: A001, A002  (an id is called id)
+
 from __future__ import annotations
 
 import os
@@ -133,7 +135,7 @@ class SealedFile:
         except FileNotFoundError:
             return None
         seqs = None if self.entry.dense else np.frombuffer(mapping, "<u8", count, 4 * count)
-        return memoryview(mapping)[: 4 * count].cast("I"), seqs  # type: ignore[return-value]
+        return memoryview(mapping)[: 4 * count].cast("I"), seqs
 
     def _build_places(self) -> tuple[memoryview[int], Seqs | None]:
         lengths, seqs = zip(*self.arrays("length", "seq"), strict=True)
@@ -143,7 +145,7 @@ class SealedFile:
         if self._directory.cache.is_dir():
             body = places.tobytes() + (b"" if sparse is None else sparse.tobytes())
             self._keep(body)
-        return memoryview(places.tobytes()).cast("I"), sparse  # type: ignore[return-value]
+        return memoryview(places.tobytes()).cast("I"), sparse
 
     def _keep(self, body: bytes) -> None:
         """Into the cache, if that is possible: a reader may have no right to write there."""
