@@ -15,11 +15,10 @@ from compactor.head import Known as HeadKnown
 from compactor.store import Store
 from compactor.view import View, may_name
 from ourdb import line
-from ourdb.files import File, FileSystem
+from ourdb.directory import IDENTITY
+from ourdb.files import FileSystem
 from ourdb.line import Line, Mark, Multipart, Upload
 from ourdb.names import SegmentKey, parse_key
-
-RUNS_LOCK = "backup.lock"
 
 
 class Notebook:
@@ -77,19 +76,16 @@ class Notebook:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around a run. If no other run of the directory is alive, what killed ones began is aborted."""
-        file = self._path / RUNS_LOCK
-        alone = self._fs.lock(file, wait=False)
-        lock = alone or self._fs.open(file, write=True, create=True)
-        with lock:
-            if alone:
-                self._abort_left_over()
-            self._share(lock, file)
-            yield
+        """Around a run. If no other run of the directory is alive, what killed ones began is aborted.
 
-    def _share(self, lock: File, file: Path) -> None:
-        """Waits for a run that is just aborting what was left; then runs go on side by side."""
-        self._fs.call("lock", file, fcntl.flock, lock.fd, fcntl.LOCK_SH)
+        Runs hold a kernel lock on the identity together; who has it alone knows that all others are dead.
+        """
+        file = self._path / IDENTITY
+        with self._fs.open(file, write=True) as lock:
+            if _locked_alone(lock.fd):
+                self._abort_left_over()
+            self._fs.call("lock", file, fcntl.flock, lock.fd, fcntl.LOCK_SH)
+            yield
 
     def _abort_left_over(self) -> None:
         left = [one for one in self.read().multiparts if one.store == self.identity]
@@ -119,3 +115,11 @@ class Notebook:
 
     def _update(self, change: line.Change) -> None:
         line.update(self._path, change, fs=self._fs)
+
+
+def _locked_alone(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
