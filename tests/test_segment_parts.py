@@ -397,8 +397,30 @@ def test_footer_of_another_version_is_refused(place: int, value: int, size: int)
         decode_fields(resealed(raw[:-8], place, value, size) + raw[-8:])
 
 
-def test_run_with_unknown_flags_is_refused() -> None:
+@pytest.mark.parametrize(("place", "value", "size"), [(112, 5, 8), (120, 1, 4), (4, 3, 4), (4, 5, 4)])
+def test_footer_with_a_value_that_its_flags_deny_is_damage(place: int, value: int, size: int) -> None:
+    footer = Footer(
+        summary=BASE,
+        uuid=HEADER.uuid,
+        generation=1,
+        made=2,
+        random=3,
+        pages=1,
+        index_place=80,
+        index_bytes=300,
+        directory_crc=4,
+        header_crc=5,
+    )
+    raw = footer.encode()
+    with pytest.raises(DamageError, match="deny"):
+        decode_fields(resealed(raw[:-8], place, value, size) + raw[-8:])
+
+
+def test_run_with_unknown_flags_or_an_idle_value_is_refused() -> None:
     raw = bytearray(encode_runs([RUN]))
     raw[-4] = 4
     with pytest.raises(UnknownFormatError):
+        decode_runs(raw)
+    raw[-4] = 0
+    with pytest.raises(DamageError, match="deny"):
         decode_runs(raw)

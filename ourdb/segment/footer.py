@@ -135,6 +135,10 @@ def decode_fields(buf: Buffer) -> FooterFields:
         raise DamageError("checksum of footer does not match")
     if fields.footer_bytes != FOOTER_BYTES or fields.flags > 15:
         raise UnknownFormatError(f"unknown footer: {fields.footer_bytes} bytes, flags {fields.flags:#x}")
+    _check_unused(fields.flags, _CHAIN_BEFORE, fields.chain_before)
+    _check_unused(fields.flags, _CHAIN_AFTER, fields.chain_after)
+    _check_unused(fields.flags, _HIGHEST_ID, fields.highest_id)
+    _check_unused(fields.flags, _STRETCH, fields.stretch_id | fields.stretch_part | fields.stretch_parts)
     return fields
 
 
@@ -218,6 +222,8 @@ def _decode_run(*fields: int) -> Run:
     first_seq, last_seq, first_time, last_time, next_time, chain_before, chain_after, highest, flags = fields
     if flags & ~(_NEXT_TIME | _HIGHEST_BEFORE):
         raise UnknownFormatError(f"unknown flags of an exact run: {flags:#x}")
+    _check_unused(flags, _NEXT_TIME, next_time)
+    _check_unused(flags, _HIGHEST_BEFORE, highest)
     return Run(
         first_seq=first_seq,
         last_seq=last_seq,
@@ -228,6 +234,11 @@ def _decode_run(*fields: int) -> Run:
         chain_after=chain_after,
         highest_before=highest if flags & _HIGHEST_BEFORE else None,
     )
+
+
+def _check_unused(flags: int, flag: int, value: int) -> None:
+    if value and not flags & flag:
+        raise DamageError(f"footer or exact run has a value that its flags {flags:#x} deny: {value}")
 
 
 def _optional(value: int | None, flag: int) -> tuple[int, int]:
