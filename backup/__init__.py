@@ -1,10 +1,59 @@
-"""Backup of OurDB databases into object stores, and restore to any point in time."""
+"""Backup of OurDB databases into object stores, and restore to any point in time.
+
+The names below are imported when they are first used: `ourdb --help` needs none of them.
+"""
 
 from __future__ import annotations
 
-from backup.every import backup_every
-from backup.options import BackupOptions
-from backup.report import BackupReport, SegmentReport
-from backup.run import backup
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["BackupOptions", "BackupReport", "SegmentReport", "backup", "backup_every"]
+if TYPE_CHECKING:
+    from backup.every import backup_every
+    from backup.options import BackupOptions
+    from backup.report import BackupReport, SegmentReport
+    from backup.restore import RestoreOptions, RestoreReport, restore
+    from backup.run import backup
+
+__all__ = [
+    "BackupOptions",
+    "BackupReport",
+    "RestoreOptions",
+    "RestoreReport",
+    "SegmentReport",
+    "backup",
+    "backup_every",
+    "restore",
+]
+
+_HOMES = {
+    "BackupOptions": "options",
+    "BackupReport": "report",
+    "RestoreOptions": "restore",
+    "RestoreReport": "restore",
+    "SegmentReport": "report",
+    "backup": "run",
+    "backup_every": "every",
+    "restore": "restore",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    setattr(sys.modules[__name__], name, value)
+    return value
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Importing the module `backup.restore` would put it in the place of the function `restore`."""
+        if isinstance(value, ModuleType) and name in _HOMES:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
