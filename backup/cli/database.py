@@ -9,7 +9,7 @@ import click
 
 from backup.cli.command import at_most_one, command, directory_argument, parse_size, parse_span
 from backup.cli.handle import opened
-from backup.cli.output import count, print_json, print_text
+from backup.cli.output import count, note, print_json, print_table, print_text
 
 
 @command(
@@ -69,6 +69,8 @@ def check_command(directory: Path, as_json: bool) -> None:
     from ourdb.check import check
 
     found = check(directory)
+    for text in found.notes:
+        note(text)
     if as_json:
         print_json(found.as_json())
     else:
@@ -116,9 +118,18 @@ def condense_command(
         done = db.condense(window, keep_versions, dry_run=dry_run)
     if as_json:
         print_json(done.as_json())
+    else:
+        rows = [
+            ("before", done.files_before, done.records_before, done.bytes_before),
+            ("would be" if dry_run else "after", done.files_after, done.records_after, done.bytes_after),
+        ]
+        print_table(("", "sealed files", "records", "bytes"), rows)
 
 
 def _print_facts(told: dict[str, Any]) -> None:
-    width = max(map(len, told))
-    for name, value in told.items():
-        print_text(f"{name:<{width}}  {value}")
+    facts = {name: value for name, value in told.items() if not isinstance(value, list)}
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print_text(f"{name:<{width}}  {'-' if value is None else value}")
+    for store in told["stores"]:
+        print_text(f"{'shipped':<{width}}  up to seq {store['seq']}: {store['url']}")

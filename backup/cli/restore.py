@@ -100,15 +100,19 @@ def _echo_target(at: int | None, before: int | None) -> None:
 
 
 def _print_report(done: RestoreReport, directory: Path, dry_run: bool) -> None:
-    from ourdb.units import format_size
+    from ourdb.units import format_size, format_time
 
-    told = done.as_json()
+    for text in (*done.notes, *(f"left out, damaged or missing: {key}" for key in done.left_out)):
+        note(text)
     if dry_run:
-        columns = ("first_seq", "last_seq", "bytes", "key")
-        print_table(columns, ([row[column] for column in columns] for row in told["segments"]))
-    when = f" ({told['time']})" if told["time"] else ""
-    verb = "would restore" if dry_run else "restored"
+        rows = [(one.first_seq, one.last_seq, one.bytes, one.key) for one in done.segments]
+        print_table(("first_seq", "last_seq", "bytes", "key"), rows)
+    when = f" ({format_time(done.time)})" if done.time is not None else ""
+    fetched = done.bytes if dry_run else done.bytes_downloaded
     print_text(
-        f"{verb} {directory} to seq {told['seq']}{when} from {count(len(told['segments']), 'segment')}, "
-        f"{format_size(told['bytes_downloaded'])}; {count(sum(told['requests'].values()), 'request')}"
+        f"{'would restore' if dry_run else 'restored'} {directory} to seq {done.seq}{when} "
+        f"from {count(len(done.segments), 'segment')}, {format_size(fetched)}; "
+        f"{count(sum(done.requests.values()), 'request')}"
     )
+    if done.replaced:
+        print_text(f"what was there is kept in {done.replaced}")

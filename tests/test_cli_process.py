@@ -1,0 +1,154 @@
+"""The command line as a process: start-up, signals, pipes, and faults of our own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backup.cli.failure import PIPE_CLOSED, Terminated, describe, report
+from ourdb.errors import DamageError
+from tests.cli_runner import failed, ok
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAM = [sys.executable, "-m", "backup.cli"]
+
+
+def run(*words: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    command = [*PROGRAM, *(str(word) for word in words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["backup", "--help"], ["import", "--help"], ["nonsense"]])
+def test_help_and_usage_errors_import_nothing_heavy(words: list[str]) -> None:
+    script = (
+        "import sys\nfrom backup.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'boto3', 'botocore', 'numpy', 'rich', 'sqlite_utils', 'dateparser', 'zstandard'}\n"
+        "print(*sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == ""
+
+
+def test_installed_program_and_module_say_the_same() -> None:
+    assert run("--help").stdout.decode().startswith("Usage: ourdb ")
+
+
+def test_interrupt_is_exit_130_and_one_line(tmp_path: Path) -> None:
+    ok("init", tmp_path / "db")
+    process = subprocess.Popen(
+        [*PROGRAM, "import", tmp_path / "db", "-"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin
+    process.stdin.write(b"x" * (1 << 20))  # taken up only by a program that reads by now
+    process.stdin.flush()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, b"")
+    assert err.decode().splitlines()[-1] == "ourdb: error: interrupted"
+
+
+def test_sigterm_is_exit_143(tmp_path: Path) -> None:
+    ok("init", tmp_path / "db")
+    process = subprocess.Popen(
+        [*PROGRAM, "import", tmp_path / "db", "-", "--json"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin
+    process.stdin.write(b"x" * (1 << 20))
+    process.stdin.flush()
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert json.loads(out)["error"]["kind"] == "terminated"
+    assert err == b""
+
+
+def test_reader_that_goes_away_is_no_noise(tmp_path: Path) -> None:
+    ok("init", tmp_path / "db")
+    lines = b"".join(b'{"id": %d, "value": "%s"}\n' % (number, b"x" * 1000) for number in range(2_000))
+    ok("import", tmp_path / "db", "-", stdin=lines)
+    process = subprocess.Popen(
+        [*PROGRAM, "export", tmp_path / "db"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout
+    assert process.stderr
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=60) == PIPE_CLOSED
+
+
+def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    ok("init", tmp_path / "db")
+    ok("set", tmp_path / "db", 7, "x")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*PROGRAM, "get", tmp_path / "db", "7"], cwd=ROOT, stdout=full, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[0] == "ourdb: error: no space left on device"
+
+
+def test_fault_of_our_own_is_one_line_with_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("division by\nzero")
+
+    monkeypatch.setattr("ourdb.open", broken)
+    error = failed("get", tmp_path, 7)
+    assert (error["kind"], error["exit_code"]) == ("internal", 1)
+    assert "ZeroDivisionError" in error["message"]
+
+
+def test_traceback_is_shown_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OURDB_DEBUG", "1")
+    assert report(ZeroDivisionError("x"), as_json=False) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "ZeroDivisionError: x"
+    assert lines[-1].startswith("ourdb: error: internal error: ZeroDivisionError")
+
+
+def test_error_says_in_json_what_its_fields_say() -> None:
+    error = DamageError("bad record", kind="corrupt", file="0.db", offset=36, seq=1)
+    assert describe(error) == {
+        "kind": "corrupt",
+        "message": "bad record",
+        "exit_code": 14,
+        "file": "0.db",
+        "offset": 36,
+        "seq": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "exit_code", "message"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "x"),
+            "io_error",
+            1,
+            "x: no such file or directory",
+        ),
+        (MemoryError(), "out_of_memory", 1, "out of memory"),
+        (KeyboardInterrupt(), "interrupted", 130, "interrupted"),
+        (Terminated(), "terminated", 143, "ended by SIGTERM"),
+    ],
+)
+def test_every_other_error_has_a_kind(error: BaseException, kind: str, exit_code: int, message: str) -> None:
+    assert describe(error) == {"kind": kind, "message": message, "exit_code": exit_code}
