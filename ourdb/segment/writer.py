@@ -142,8 +142,8 @@ class SegmentWriter:
             raise InvalidError(f"a header has {HEADER_BYTES} bytes: {len(encoded)}")
         self._write = write
         self._index = IndexBuilder(encoded, plan, lambda piece: self._spool.write(piece))
+        write(encoded)  # before there is a spool to be closed
         self._spool = SpooledTemporaryFile(max_size=INDEX_MEMORY_MAX)  # noqa: SIM115
-        write(encoded)
 
     def __enter__(self) -> SegmentWriter:
         return self
