@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ class Liveness:
 
     def __init__(self, sources: Sequence[SourceKeys]) -> None:
         self._sources = sources
+        self._lasts = [last for _, _, last, _ in sources]
         self._records = sum(records for records, *_ in sources)
         self._live = np.zeros(self._records, np.bool_)
         highest = max((int(keys.id.max()) for keys in self._keys(1, None)), default=0)
@@ -137,11 +139,14 @@ class Liveness:
     def _keys(self, first_seq: int, last_seq: int | None) -> Iterator[Keys]:
         """The records of a range of seq (inclusive, None: to the end); DamageError if a source does not have
         as many as it says."""
-        for records, source_first, source_last, load in self._sources:
+        for at in range(bisect_left(self._lasts, first_seq), len(self._sources)):
+            records, source_first, source_last, load = self._sources[at]
+            if last_seq is not None and source_first > last_seq:
+                break
             first = max(first_seq, source_first)
             last = source_last if last_seq is None else min(last_seq, source_last)
             found = 0
-            for keys in load(first, last) if first <= last else ():
+            for keys in load(first, last):
                 begin, end = np.searchsorted(keys.seq, np.array([first, last + 1], np.uint64))
                 found += int(end - begin)
                 if begin < end:

@@ -6,9 +6,11 @@ holds a protected seq at which the sources are exact. No data is read for it, on
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -155,13 +157,15 @@ def _fold_cells(run: Run, starts: Sequence[int], pieces: Iterable[Columns]) -> l
 
 
 def _summarize(sources: Sequence[SourceColumns], kept: Sequence[Range], records: int) -> Summary:
-    begin, end = sources[0].summary, sources[-1].summary
+    first, last = sources[0].summary, sources[-1].summary
     runs: list[Run] = []
     follower: int | None = None  # first time of the source behind
     for source in reversed(sources):
         found: list[Run] = []
         for run in source.summary.runs:
-            ranges = _intersect(kept, [(run.first_seq, run.last_seq)])
+            begin = bisect_left(kept, run.first_seq, key=itemgetter(1))
+            end = bisect_right(kept, run.last_seq, key=itemgetter(0))
+            ranges = _intersect(kept[begin:end], [(run.first_seq, run.last_seq)])
             if ranges:
                 found += fold_ranges(run, ranges, source.columns)
         if found and found[-1].last_seq == source.summary.last_seq:
@@ -169,15 +173,15 @@ def _summarize(sources: Sequence[SourceColumns], kept: Sequence[Range], records:
         runs = found + runs
         follower = source.summary.first_time
     return Summary(
-        first_seq=begin.first_seq,
-        last_seq=end.last_seq,
-        first_time=begin.first_time,
-        last_time=end.last_time,
+        first_seq=first.first_seq,
+        last_seq=last.last_seq,
+        first_time=first.first_time,
+        last_time=last.last_time,
         runs=tuple(_join_runs(runs)),
         records=records,
-        highest_id=end.highest_id,
-        chain_before=begin.chain_before,
-        chain_after=end.chain_after,
+        highest_id=last.highest_id,
+        chain_before=first.chain_before,
+        chain_after=last.chain_after,
         level=1 + max(source.summary.level for source in sources),
     ).validate()
 
@@ -230,7 +234,7 @@ def _check_pins(sources: Sequence[SourceColumns], pins: Sequence[int]) -> None:
     """Each pin is exact and ends a batch; a pin at the end of its source always does."""
     for source in sources:
         summary = source.summary
-        for pin in (pin for pin in pins if summary.first_seq <= pin <= summary.last_seq):
+        for pin in pins[bisect_left(pins, summary.first_seq) : bisect_right(pins, summary.last_seq)]:
             if not summary.serves(pin):
                 raise InvalidError(f"pin is not exact in the sources, an earlier merge gave it up: seq {pin}")
             if pin != summary.last_seq and not _ends_batch(source, pin):
