@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
-from compactor.path import HeadView, exact_ranges, route, segments_of
+from compactor.path import HeadView, ancestry, exact_ranges, route, segments_of
+from ourdb.errors import DamageError
 from ourdb.segment.summary import Run
 
 
@@ -131,3 +132,20 @@ def gaps_of(generation: Generation, windows: Sequence[Window]) -> list[Window]:
         if window:
             before, at = window, window.last_seq + 1
     return gaps
+
+
+def lost_range(view: HeadView, generation: Generation) -> DamageError:
+    """The error for a line whose end the head names and no path leads to: it names the first range that is
+    lost."""
+    for owner, upto in reversed(list(ancestry(view.head, generation.id))):
+        for gap in gaps_of(owner, windows_of(reaches(view, owner), owner.id)):
+            if gap.first_seq <= upto:
+                return DamageError(
+                    f"the head names no path to the end of generation {generation.id}: "
+                    f"seq {gap.first_seq} to {gap.last_seq} of generation {owner.id} are lost",
+                    kind="store_damaged",
+                    generation=owner.id,
+                    first_seq=gap.first_seq,
+                    last_seq=gap.last_seq,
+                )
+    raise AssertionError("a path leads to where there is no gap")

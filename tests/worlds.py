@@ -261,10 +261,11 @@ class World:
         self.replace_head(encode_head(head))
 
     def replace_head(self, data: bytes) -> None:
-        if self.revision == 1:
+        there = self.store.head(HEAD_KEY)
+        if there is None:
             self.store.put_if_absent(HEAD_KEY, data)
         else:
-            self.store.put_if_match(HEAD_KEY, data, self.store.get(HEAD_KEY).etag)
+            self.store.put_if_match(HEAD_KEY, data, there.etag)
 
     @property
     def view(self) -> View:
@@ -303,8 +304,11 @@ def file_world(folder: Path) -> World:
 
 
 def _pieces(records: list[bytes]) -> Iterable[list[bytes]]:
-    """Blocks of a few records, so that small worlds have many."""
-    at = 0
-    while at < len(records):
-        yield records[at : at + 5]
-        at += 5
+    """Blocks of a few records, so that small worlds have many; a large record has its own."""
+    piece: list[bytes] = []
+    for record in records:
+        if piece and (len(piece) == 5 or len(piece[0]) + len(record) > 128 << 10):
+            yield piece
+            piece = []
+        piece.append(record)
+    yield piece
