@@ -391,6 +391,21 @@ def test_largest_ids_empty_values_and_a_large_value_come_back() -> None:
     assert len(data) < len(value) + 10_000
 
 
+def test_blocks_that_compress_well_are_not_all_in_memory_at_once() -> None:
+    data = build(Log([(seq, bytes(1 << 20), 5, False) for seq in range(9)]))
+    reads: list[int] = []
+
+    def fetch(offset: int, length: int) -> bytes:
+        reads.append(length)
+        return data[offset : offset + length]
+
+    index_bytes = open_bytes(data).footer.index_bytes
+    reader = SegmentReader(len(data), fetch, index_bytes=index_bytes)
+    assert sum(len(raw) for _, raw in reader.blocks()) > 9 << 20
+    assert len(reads) == 1 + 3  # three blocks of 1 MiB each time, though all nine are a few hundred bytes
+    assert sum(reads) == len(data) - HEADER_BYTES
+
+
 def test_threads_share_a_reader(large: tuple[Log, bytes]) -> None:
     _, data = large
     reader = open_bytes(data)
@@ -417,3 +432,31 @@ def test_unknown_version_is_told_from_damage() -> None:
     with pytest.raises(UnknownFormatError) as caught:
         open_bytes(bytes(changed))
     assert caught.value.kind == "unknown_format"
+
+
+@st.composite
+def any_log(draw: st.DrawFn) -> Log:
+    ids = st.sampled_from([0, 1, 2, 2**32 - 1])
+    writes = draw(
+        st.lists(st.tuples(ids, st.none() | st.binary(max_size=300), st.booleans()), min_size=1, max_size=30)
+    )
+    return Log([(id_, value, 1000 + at // 3, goes_on) for at, (id_, value, goes_on) in enumerate(writes)])
+
+
+@given(log=any_log(), target=st.integers(36, 2000), zstd=st.booleans(), data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_any_log_comes_back_and_any_other_bytes_are_damage(
+    log: Log, target: int, zstd: bool, data: st.DataObject
+) -> None:
+    segment = build(log, target=target, zstd=zstd)
+    reader = open_bytes(segment)
+    reader.check_all()
+    assert b"".join(bytes(raw) for _, raw in reader.blocks()) == b"".join(log.records)
+
+    place = data.draw(st.integers(0, len(segment) - 1))
+    length = data.draw(st.integers(0, 40))
+    instead = data.draw(st.binary(max_size=40))
+    other = segment[:place] + instead + segment[place + length :]
+    if other != segment:
+        with pytest.raises(DamageError):
+            open_bytes(other).check_all()

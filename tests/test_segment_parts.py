@@ -355,11 +355,8 @@ def test_summary_from_seq_one_has_nothing_before_it() -> None:
         replace(first, chain_before=9, runs=(replace(first.runs[0], first_seq=5),)).validate()
 
 
-@pytest.mark.parametrize(
-    "summary", [BASE, PART, replace(BASE, highest_id=None, runs=(replace(RUN, highest_before=None),))]
-)
-def test_footer_comes_back(summary: Summary) -> None:
-    footer = Footer(
+def footer_of(summary: Summary) -> Footer:
+    return Footer(
         summary=summary,
         uuid=HEADER.uuid,
         generation=1,
@@ -371,6 +368,13 @@ def test_footer_comes_back(summary: Summary) -> None:
         directory_crc=4,
         header_crc=5,
     )
+
+
+@pytest.mark.parametrize(
+    "summary", [BASE, PART, replace(BASE, highest_id=None, runs=(replace(RUN, highest_before=None),))]
+)
+def test_footer_comes_back(summary: Summary) -> None:
+    footer = footer_of(summary)
     fields = decode_fields(footer.encode())
     assert decode_footer(fields, decode_runs(encode_runs(summary.runs))) == footer
     if summary.runs:
@@ -380,38 +384,14 @@ def test_footer_comes_back(summary: Summary) -> None:
 
 @pytest.mark.parametrize(("place", "value", "size"), [(0, 2, 2), (2, 176, 2), (4, 16, 4)])
 def test_footer_of_another_version_is_refused(place: int, value: int, size: int) -> None:
-    footer = Footer(
-        summary=BASE,
-        uuid=HEADER.uuid,
-        generation=1,
-        made=2,
-        random=3,
-        pages=1,
-        index_place=80,
-        index_bytes=300,
-        directory_crc=4,
-        header_crc=5,
-    )
-    raw = footer.encode()
+    raw = footer_of(BASE).encode()
     with pytest.raises(UnknownFormatError):
         decode_fields(resealed(raw[:-8], place, value, size) + raw[-8:])
 
 
 @pytest.mark.parametrize(("place", "value", "size"), [(112, 5, 8), (120, 1, 4), (4, 3, 4), (4, 5, 4)])
 def test_footer_with_a_value_that_its_flags_deny_is_damage(place: int, value: int, size: int) -> None:
-    footer = Footer(
-        summary=BASE,
-        uuid=HEADER.uuid,
-        generation=1,
-        made=2,
-        random=3,
-        pages=1,
-        index_place=80,
-        index_bytes=300,
-        directory_crc=4,
-        header_crc=5,
-    )
-    raw = footer.encode()
+    raw = footer_of(BASE).encode()
     with pytest.raises(DamageError, match="deny"):
         decode_fields(resealed(raw[:-8], place, value, size) + raw[-8:])
 

@@ -20,7 +20,8 @@ from ourdb.segment.source import Fetch, Source
 from ourdb.segment.summary import Run, Summary
 
 TAIL_BYTES = 64 << 10
-READ_BYTES = 1 << 20  # blocks are fetched together up to this; larger ones alone
+READ_BYTES = 1 << 20  # blocks are fetched together up to this, stored,
+READ_RAW_BYTES = 4 << 20  # and this, raw: what compresses well must not fill the memory; larger ones alone
 
 
 class SegmentReader:
@@ -119,7 +120,7 @@ class SegmentReader:
 
     def blocks(self, *, verify: bool = True) -> Iterator[tuple[Columns, Buffer]]:
         """All blocks in order: columns and raw records, with `verify` each record compared with its columns
-        and its checksum. Memory: a page of columns, and READ_BYTES or the largest block."""
+        and its checksum. Memory: a page of columns, and READ_RAW_BYTES or the largest block."""
         for number in range(len(self.pages)):
             page = self.page(number)
             for first, end in _read_ranges(page):
@@ -188,9 +189,11 @@ def _check_directory(pages: tuple[PageEntry, ...], footer: Footer, place: int) -
 
 def _read_ranges(page: Page) -> Iterator[tuple[int, int]]:
     """Ranges of blocks of a page that are fetched together."""
-    ends, first = page.block_offsets[1:], 0
-    while first < len(ends):
-        begin = int(page.block_offsets[first])
-        end = max(int(np.searchsorted(ends, begin + READ_BYTES, "right")), first + 1)
+    stored, first = page.block_offsets, 0
+    raw = np.concatenate([[0], np.cumsum(page.blocks.raw_bytes, dtype=np.int64)])
+    while first < len(page.blocks):
+        stored_end = int(np.searchsorted(stored, stored[first] + READ_BYTES, "right")) - 1
+        raw_end = int(np.searchsorted(raw, raw[first] + READ_RAW_BYTES, "right")) - 1
+        end = max(min(stored_end, raw_end), first + 1)
         yield first, end
         first = end
