@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import threading
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ourdb.segment.writer
-from ourdb.errors import DamageError, InvalidError, UnknownFormatError
+from ourdb.errors import DamageError, InvalidError, StorageError, UnknownFormatError
 from ourdb.record import decode_record
 from ourdb.segment.block import BlockTable
 from ourdb.segment.columns import Columns
@@ -258,6 +260,17 @@ def test_local_file_is_sealed_behind_its_records() -> None:
 def test_index_larger_than_memory_allows_goes_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ourdb.segment.writer, "INDEX_MEMORY_MAX", 10)
     assert build(LOG, target=200) == SMALL
+
+
+def test_temporary_file_that_cannot_be_written_is_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(BytesIO):
+        def write(self, _: object) -> int:
+            raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(ourdb.segment.writer, "SpooledTemporaryFile", lambda max_size: Full())
+    with pytest.raises(StorageError) as caught:
+        build(LOG, target=200)
+    assert caught.value.kind == "disk_full"
 
 
 def test_blocks_are_copied_as_they_are() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from tempfile import SpooledTemporaryFile
+from pathlib import Path
+from tempfile import SpooledTemporaryFile, gettempdir
 
 import numpy as np
 import zstandard
 from crc32c import crc32c
 
 from ourdb.errors import DamageError, InvalidError
+from ourdb.files import translate
 from ourdb.record import Buffer
 from ourdb.segment.block import ZSTD_LEVEL, Block, BlockTable, check_blocks
 from ourdb.segment.claims import ClaimChecker
@@ -130,7 +132,8 @@ class IndexBuilder:
 
 class SegmentWriter:
     """Writes a segment front to back. The header goes out at once, each block as it is added, the index at
-    the end; until then it waits in memory, beyond INDEX_MEMORY_MAX in a temporary file. One thread.
+    the end; until then it waits in memory, beyond INDEX_MEMORY_MAX in a temporary file (StorageError if that
+    cannot be written). One thread.
 
     header: a Header, or the encoded one of a first source that is carried over. write: takes the next bytes.
     Use it as a context manager, so that the temporary file goes.
@@ -141,7 +144,7 @@ class SegmentWriter:
         if len(encoded) != HEADER_BYTES:
             raise InvalidError(f"a header has {HEADER_BYTES} bytes: {len(encoded)}")
         self._write = write
-        self._index = IndexBuilder(encoded, plan, lambda piece: self._spool.write(piece))
+        self._index = IndexBuilder(encoded, plan, self._keep)
         write(encoded)  # before there is a spool to be closed
         self._spool = SpooledTemporaryFile(max_size=INDEX_MEMORY_MAX)  # noqa: SIM115
 
@@ -160,6 +163,12 @@ class SegmentWriter:
         """Several blocks whose stored bytes lie one behind the other, copied as they are."""
         self._index.add(columns, blocks)
         self._write(stored)
+
+    def _keep(self, piece: Buffer) -> None:
+        try:
+            self._spool.write(piece)
+        except OSError as error:
+            raise translate("writing a temporary file", Path(gettempdir()), error) from error
 
     def finish(self) -> Footer:
         """Writes index and footer. DamageError if the records are not what the plan's summary claims."""
