@@ -35,7 +35,7 @@ BATCH_RECORDS = 10_000
 
 @dataclass(frozen=True)
 class Row:
-    """What a step did. records: went through it. bytes: of their values, or where segments moved, of these."""
+    """What a step did. records: went through it. bytes: of their values, or where segments moved, theirs."""
 
     step: str
     records: int
