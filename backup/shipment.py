@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 from backup.adopt import find_left, is_ours
@@ -53,18 +54,19 @@ class Shipment:
             context.log.make_durable(self._decision.after + 1, end)
         complete: list[SegmentEntry] = []
         committed_at = context.monotonic()
-        for entry in self._entries(self.parts()):
-            complete.append(entry)
-            due = context.monotonic() - committed_at >= context.options.commit_seconds
-            if due and entry.last_seq < end and not self._halted:
-                if self._commit(complete) is None:
-                    self._halted = True  # what is under way ends, and is named after the next look
-                complete, committed_at = [], context.monotonic()
+        with contextlib.closing(self._entries(self.parts())) as entries:  # an error ends all uploads
+            for entry in entries:
+                complete.append(entry)
+                due = context.monotonic() - committed_at >= context.options.commit_seconds
+                if due and entry.last_seq < end and not self._halted:
+                    if self._commit(complete) is None:
+                        self._halted = True  # what is under way ends, and is named after the next look
+                    complete, committed_at = [], context.monotonic()
         return None if self._halted else self._commit(complete, whole=True)
 
     # -- uploads
 
-    def _entries(self, parts: Sequence[Part]) -> Iterator[SegmentEntry]:
+    def _entries(self, parts: Sequence[Part]) -> Generator[SegmentEntry]:
         """The segments of all parts in order; gaps are uploaded, several segments at a time."""
         items: list[SegmentEntry | Piece] = []
         for part in parts:
