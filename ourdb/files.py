@@ -146,7 +146,7 @@ class FileSystem:
     def read(self, path: Path, *, bytes_max: int) -> bytes:
         """A whole small file, at most `bytes_max` bytes and one more (so that too large is seen)."""
         with self.open(path) as file:
-            return file.pread(bytes_max + 1, 0)
+            return file.pread(min(file.size(), bytes_max) + 1, 0)  # os.pread allocates what it is asked for
 
     def replace(self, path: Path, data: bytes) -> None:
         """Put `data` in the place of `path`, durably: whoever crashes finds the old or the new, whole."""

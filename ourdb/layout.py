@@ -98,7 +98,10 @@ def summarize_cuts(whole: Summary, cuts: Sequence[Cut], columns: FetchColumns) -
         if here and here[-1].last_seq == cut.last_seq:
             here[-1] = replace(here[-1], next_time=None)
         last = following_cut is None
-        chain_after = None if cut.goes_on else here[-1].chain_after
+        if not cut.goes_on:
+            chain_after: int | None = here[-1].chain_after
+        else:  # inside a stretch it is known only where a run happens to begin
+            chain_after = following.chain_before if following else None
         summaries.append(
             Summary(
                 first_seq=cut.first_seq,

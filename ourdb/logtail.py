@@ -51,16 +51,17 @@ class LogTail:
         """Take over the records up to a seq whose chain is known by their headers alone; nothing happens if
         the cached places or the chain are not right."""
         count = min(seq - self.entry.first_seq + 1, len(cached))
-        if count != seq - self.entry.first_seq + 1 or count <= 0:
+        places = cached[: max(count, 0)].astype(np.int64)
+        if count != seq - self.entry.first_seq + 1 or count <= 0 or (np.diff(places, prepend=0) < 36).any():
             return
         before = (self.end, self.chain, self.highest)
         try:
-            for columns, places in self._columns_at(cached[:count].astype(np.int64)):
-                ends = places + columns.raw_sizes
-                if not is_dense(columns, places, self.end, self._config):
+            for columns, at in self._columns_at(places):
+                ends = at + columns.raw_sizes
+                if not is_dense(columns, at, self.end, self._config):
                     raise DamageError("cached places are wrong")
                 end = Point(offset=int(ends[-1]), seq=int(columns.seq[-1]), time_ms=int(columns.time[-1]))
-                self._take(columns, places, end)
+                self._take(columns, at, end)
             if self.chain != chain:
                 raise DamageError("the chain is another")
             self._known = (seq, chain)
