@@ -49,13 +49,12 @@ class Directory:
 class Bucket:
     """boto3's transfer manager with its defaults: parts of 8 MiB, 10 threads."""
 
-    name = "s3"
-
-    def __init__(self, bucket: str) -> None:
+    def __init__(self, name: str, bucket: str) -> None:
         import boto3
         from botocore.config import Config
 
         self._client: Any = boto3.client("s3", config=Config(s3={"addressing_style": "path"}))
+        self.name = name
         self._bucket, self._prefix = bucket, f"bench-{os.urandom(4).hex()}"
         self._names: list[str] = []
 

@@ -97,22 +97,22 @@ def measure_transfers(raw_bytes: int, s3: bool) -> Iterator[transfers.Transfer]:
         transfers.build_database(database, raw_bytes)
         yield transfers.measure(database, Directory(place), place)
         if s3:
-            with s3_bucket(place) as bucket:
-                yield transfers.measure(database, Bucket(bucket), place)
+            with s3_bucket(place) as (kind, bucket):
+                yield transfers.measure(database, Bucket(kind, bucket), place)
 
 
 @contextmanager
-def s3_bucket(place: Path) -> Iterator[str]:
-    """A bucket; the environment leads to its server."""
+def s3_bucket(place: Path) -> Iterator[tuple[str, str]]:
+    """What serves it, and a bucket; the environment leads to the server."""
     if bucket := os.environ.get("OURDB_BENCH_BUCKET"):
-        yield bucket
+        yield os.environ.get("AWS_ENDPOINT_URL", "s3"), bucket
         return
     from tests import servers
 
     server = servers.start(place)
     os.environ.update(server.environment())
     try:
-        yield server.bucket
+        yield server.kind, server.bucket
     finally:
         servers.stop(server)
 
