@@ -2,7 +2,7 @@
 
 It says which generation the directory writes, where a restored copy left its parent, and for each
 store the shipped mark and the uploads whose acknowledgement is noted. Backup runs replace it under
-the kernel lock `line.lock`; the writer of the database never touches it. docs/format.md#line
+the kernel lock `line.lock`; the writer of the database never touches it.
 """
 
 from __future__ import annotations
