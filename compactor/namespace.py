@@ -97,10 +97,11 @@ class Namespace:
         Raises NotFoundError (`no_namespace`), DamageError (`store_damaged`; `store_lost_data`: the head is
         missing or older than one that was acknowledged), FencedError (`other_database`).
         """
-        before = max(self.known, known)  # known before the head is asked for: it may have been replaced since
+        before = self.known, known  # before the head is asked for: an overlapping run may commit meanwhile
         view = self._fetch()
         if not accept_loss:
-            self._check_lost(view, before)
+            for one in before:
+                self._check_lost(view, one)
         if view is None:
             self._view = None
             if required:
@@ -109,9 +110,8 @@ class Namespace:
         if uuid is not None:
             check_database(view.head, uuid)
         self.learn(view.head.kept)
-        return self.keep(
-            replace(view, acknowledged=view.acknowledged or view.head.known == max(before, self.known))
-        )
+        acknowledged = view.acknowledged or view.head.known in (*before, self.known)
+        return self.keep(replace(view, acknowledged=acknowledged))
 
     def exists(self) -> bool:
         """Whether a GET finds a head."""

@@ -81,6 +81,8 @@ def check_all(
         for seq in marked_seqs(new, name) - (marked_seqs(old, name) if old else set()):
             if not _within(now, seq, seq):
                 raise refuse(f"a pin or branch point is not offered: seq {seq} of {name}", seq=seq)
+    for name in new.generations.keys() - (old.generations.keys() if old else set()):
+        _check_parent(new.generations[name], after)
     if stray := sorted(set(after) - new.generations.keys()):
         raise refuse(f"segments of a generation that is not in it: {stray[0]}")
 
@@ -126,6 +128,23 @@ def _check_end(end: Generation, segments: Sequence[SegmentEntry], ranges: Ranges
     chains = {s.name.chain_after for s in segments if s.last_seq == end.last_seq}
     if not _within(ranges, end.last_seq, end.last_seq) or end.chain not in chains:
         raise refuse(f"no path leads to the end of generation {end.id}, seq {end.last_seq}", seq=end.last_seq)
+
+
+def _check_parent(child: Generation, segments: Segments) -> None:
+    """Where the chain of the parent is known there, it is the child's. Inside of a run only the index can
+    tell: whoever starts a generation has looked."""
+    parent = child.parent
+    if parent is None:
+        return
+    known = set()
+    for segment in segments.get(parent.generation, ()):
+        for run in segment.exact_runs:
+            if run.last_seq == parent.seq:
+                known.add(run.chain_after)
+            if run.first_seq == parent.seq + 1:
+                known.add(run.chain_before)
+    if known and parent.chain not in known:
+        raise refuse(f"generation {child.id} leaves seq {parent.seq} with another chain", seq=parent.seq)
 
 
 def _check_kept(name: str, was: Ranges, now: Ranges, horizon: int, marked: set[int]) -> None:

@@ -41,7 +41,7 @@ from collections.abc import Callable
 
 from compactor.entries import made_of
 from compactor.follow import Change, Draft, Writer, follow
-from compactor.namespace import Namespace
+from compactor.namespace import Namespace, went_back
 from compactor.store.base import NoAnswer, NoSuchKey, PreconditionFailed, Reply, Stat
 from compactor.view import View, may_name
 from ourdb.errors import DamageError, FencedError, InvalidError, TemporaryError
@@ -61,7 +61,9 @@ def publish(namespace: Namespace, draft: Draft) -> View | None:
     Raises TemporaryError (the store is away: nothing was committed), DamageError (`store_lost_data`),
     InvalidError (`nested_namespace`), FencedError (`no_cas`).
     """
-    namespace.ensure_trusted(draft.base)
+    namespace.ensure_trusted(draft.base, single_writer=draft.head.single_writer)
+    if draft.base and not draft.anew and went_back(draft.base.head.known, namespace.known):
+        return None  # a newer head was acknowledged since this one was read
     for key in draft.new:
         data = draft.stored[key].data
         namespace.store.put_stream(key, [data], size_hint=len(data))

@@ -6,6 +6,7 @@ old and new in turn; conditions may be ignored. `interleave` lets somebody else 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,6 +48,7 @@ class FaultyStore:
         self.wedged = False
         self.torn: list[Reply] = []
         self._plans: list[_Plan] = []
+        self._random = random.Random(7)
 
     # -- what is to go wrong
 
@@ -80,7 +82,7 @@ class FaultyStore:
                 continue
 
     def tear(self, *replies: Reply) -> None:
-        """GET gives these heads in turn, and a put on the first one's ETag is taken, until a put is whole."""
+        """Each request meets any of these heads, until a put is taken. None: all is well again."""
         self.torn = list(replies)
 
     def sent(self, method: str, key: str = "") -> int:
@@ -134,7 +136,7 @@ class FaultyStore:
                 return self.inner.put_stream(key, [data])
             if self.wedged and key == "head":
                 raise PreconditionFailed("wedged", status=404, key=key)
-            if self.torn and key == "head" and etag != self.torn[0].etag:
+            if self.torn and key == "head" and etag != self._random.choice(self.torn).etag:
                 raise PreconditionFailed("torn", status=412, key=key)
             if self.torn and key == "head":
                 self.torn = []
@@ -187,6 +189,5 @@ class FaultyStore:
 
     def _get(self, key: str) -> Reply:
         if key == "head" and self.torn:
-            self.torn = [*self.torn[1:], self.torn[0]]
-            return self.torn[-1]
+            return self._random.choice(self.torn)
         return self.inner.get(key)
