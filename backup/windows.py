@@ -111,14 +111,15 @@ def windows_of(found: Sequence[Reach], generation: str) -> list[Window]:
     return windows
 
 
-def gaps_of(generation: Generation, windows: Sequence[Window]) -> list[Window]:
-    """The seqs that a generation owns and nothing restores. Its times are those of the points around it: no
-    time between them can be restored."""
+def gaps_of(generation: Generation, windows: Sequence[Window], upto: int | None = None) -> list[Window]:
+    """The seqs up to `upto` (None: its end) that a generation owns and nothing restores. The times of a gap
+    are those of the points around it: no time between them can be restored."""
+    last_seq = generation.last_seq if upto is None else min(upto, generation.last_seq)
     gaps = []
     before: Window | None = None
     at = generation.first_seq
     for window in [*windows, None]:
-        end = window.first_seq - 1 if window else generation.last_seq
+        end = window.first_seq - 1 if window else last_seq
         if at <= end:
             gaps.append(
                 Window(
@@ -139,7 +140,7 @@ def lost_range(view: HeadView, generation: Generation) -> DamageError:
     lost."""
     for owner, upto in reversed(list(ancestry(view.head, generation.id))):
         for gap in gaps_of(owner, windows_of(reaches(view, owner), owner.id)):
-            if gap.first_seq <= upto:
+            if gap.first_seq <= upto <= gap.last_seq:
                 return DamageError(
                     f"the head names no path to the end of generation {generation.id}: "
                     f"seq {gap.first_seq} to {gap.last_seq} of generation {owner.id} are lost",

@@ -16,7 +16,7 @@ import zstandard
 from crc32c import crc32c
 
 from compactor.entries import SegmentEntry
-from compactor.generations import Generation, Parent
+from compactor.generations import Generation, Parent, Pin
 from compactor.head import Head, Known, encode_head
 from compactor.namespace import Namespace
 from compactor.store import Store, open_store
@@ -150,6 +150,7 @@ class World:
     generations: dict[str, Generation] = field(default_factory=dict)
     logs: dict[str, Log] = field(default_factory=dict)
     segments: list[SegmentEntry] = field(default_factory=list)
+    pins: tuple[Pin, ...] = ()
     revision: int = 0
     kept: Known = Known(0, "")  # noqa: RUF009
 
@@ -255,6 +256,7 @@ class World:
             host="f" * 16,
             config=self.config.as_json(),
             generations=self.generations,
+            pins=self.pins,
             added=tuple(sorted(self.segments, key=lambda entry: entry.order)),
             kept=self.kept,
         )

@@ -1,0 +1,178 @@
+"""What can be restored now: windows, the gaps between them, and how far behind a live database they end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backup.session import open_session
+from backup.windows import Window, gaps_of, reaches, windows_of
+from compactor.generations import Generation
+from compactor.head import Head
+from compactor.path import line_of, predecessor
+from compactor.store import StoreOptions
+from ourdb import line
+from ourdb.log import LogReader
+from ourdb.units import format_time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behind:
+    """records: how many the live database has that the store has not. seconds: from the store's newest
+    record to the database's; 0 if it has none more."""
+
+    records: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsReport:
+    """generation: in which the line ends that was asked for, None: nothing was ever written. windows, gaps:
+    of each generation on that line, the oldest first; where a line left another in the middle of a segment,
+    the last time is None. last_time, as_of: ms. generations: all there are."""
+
+    namespace: str
+    generation: str | None
+    windows: tuple[Window, ...]
+    gaps: tuple[Window, ...]
+    last_seq: int
+    last_time: int | None
+    as_of: int | None
+    behind: Behind | None
+    generations: tuple[Generation, ...]
+    requests: Mapping[str, int]
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        found = {
+            "namespace": self.namespace,
+            "generation": self.generation,
+            "windows": [_window(window) | {"segments": list(window.segments)} for window in self.windows],
+            "gaps": [_window(gap) for gap in self.gaps],
+            "last_seq": self.last_seq,
+            "last_time": _time(self.last_time),
+            "as_of": _time(self.as_of),
+            "generations": [_generation(generation) for generation in self.generations],
+            "requests": dict(self.requests),
+            "notes": list(self.notes),
+        }
+        return found | ({"behind": vars(self.behind)} if self.behind else {})
+
+
+def points(
+    url: str,
+    *,
+    generation: str | None = None,
+    db: str | os.PathLike[str] | None = None,
+    meta: str | os.PathLike[str] | None = None,
+    options: StoreOptions | None = None,
+) -> PointsReport:
+    """What the store can restore now, from its head alone (one request).
+
+    generation: the line that ends in this one, needed where two lines are open. db: a live database
+    directory, to tell how far behind the store is; nothing is locked or written there. meta: path of the meta
+    index, None: the user's own.
+
+    Raises NotFoundError (`no_namespace`, `no_generation`, `no_database`), FencedError (`two_lines`;
+    `other_database`: db is not the one of this namespace), DamageError, RefusedError, TemporaryError.
+    """
+    with open_session(url, meta, options) as session:
+        live = None if db is None else _look(db)
+        view = session.read(uuid=live.uuid if live else None)
+        head, end = view.head, line_of(view.head, generation)
+        windows: list[Window] = []
+        gaps: list[Window] = []
+        for owner, upto in _owners(head, end).items():
+            on_line = head.generations[owner]
+            found = windows_of(reaches(view, on_line, upto), owner)
+            windows += found
+            gaps += gaps_of(on_line, found, upto)
+        return PointsReport(
+            namespace=head.namespace,
+            generation=end.id if end else None,
+            windows=tuple(windows),
+            gaps=tuple(gaps),
+            last_seq=end.last_seq if end else 0,
+            last_time=end.last_time if end and end.last_seq else None,
+            as_of=end.as_of if end else None,
+            behind=_behind(live, head, end) if live else None,
+            generations=tuple(head.generations.values()),
+            requests=session.store.requests.counts(),
+            notes=session.notes,
+        )
+
+
+@dataclass(frozen=True)
+class _Live:
+    """A database directory: its uuid, the end of its log, and the generation that it writes."""
+
+    uuid: str
+    seq: int
+    time: int
+    generation: str | None
+
+
+def _look(path: str | os.PathLike[str]) -> _Live:
+    with LogReader(path) as log:
+        end, uuid = log.find_end(), log.uuid.hex()
+    found = line.load(Path(path))
+    return _Live(uuid, end.seq, end.time_ms, found.generation if found else None)
+
+
+def _behind(live: _Live, head: Head, end: Generation | None) -> Behind:
+    """Measured against the generation that the database writes; if the store has it not, against the line."""
+    stored = head.generations.get(live.generation or "", end)
+    records = live.seq - (stored.last_seq if stored else 0)
+    if records <= 0:
+        return Behind(records=0, seconds=0.0)
+    since = stored.last_time if stored and stored.last_seq else live.time
+    return Behind(records=records, seconds=max(0, live.time - since) / 1000)
+
+
+def _owners(head: Head, end: Generation | None) -> dict[str, int]:
+    """The generations of a line and up to which of their seqs they count, the oldest first: ancestors up to
+    where they were left, and whole those that were taken over, whose points times still mean."""
+    found: dict[str, int] = {}
+
+    def visit(generation: Generation, upto: int) -> None:
+        known = found.pop(generation.id, 0)
+        if known < upto:
+            taken = predecessor(head, generation.id)
+            if taken:
+                visit(taken, taken.last_seq)
+            if generation.parent:
+                visit(head.generations[generation.parent.generation], generation.parent.seq)
+        found[generation.id] = max(known, found.get(generation.id, 0), upto)
+
+    if end:
+        visit(end, end.last_seq)
+    return found
+
+
+def _window(window: Window) -> dict[str, Any]:
+    return {
+        "generation": window.generation,
+        "first_seq": window.first_seq,
+        "last_seq": window.last_seq,
+        "first_time": _time(window.first_time),
+        "last_time": _time(window.last_time),
+    }
+
+
+def _generation(generation: Generation) -> dict[str, Any]:
+    return {
+        "generation": generation.id,
+        "parent": generation.parent.generation if generation.parent else None,
+        "left_at_seq": generation.parent.seq if generation.parent else None,
+        "last_seq": generation.last_seq,
+        "last_time": _time(generation.last_time if generation.last_seq else None),
+        "as_of": _time(generation.as_of),
+        "successor": generation.successor,
+    }
+
+
+def _time(time_ms: int | None) -> str | None:
+    return None if time_ms is None else format_time(time_ms)
