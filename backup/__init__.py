@@ -13,30 +13,45 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from backup.every import backup_every
     from backup.options import BackupOptions
+    from backup.points import PointsReport, points
     from backup.report import BackupReport, SegmentReport
     from backup.restore import RestoreOptions, RestoreReport, restore
     from backup.run import backup
+    from backup.segments import SegmentsReport, segments
+    from backup.verify import VerifyReport, verify
 
 __all__ = [
     "BackupOptions",
     "BackupReport",
+    "PointsReport",
     "RestoreOptions",
     "RestoreReport",
     "SegmentReport",
+    "SegmentsReport",
+    "VerifyReport",
     "backup",
     "backup_every",
+    "points",
     "restore",
+    "segments",
+    "verify",
 ]
 
 _HOMES = {
     "BackupOptions": "options",
     "BackupReport": "report",
+    "PointsReport": "points",
     "RestoreOptions": "restore",
     "RestoreReport": "restore",
     "SegmentReport": "report",
+    "SegmentsReport": "segments",
+    "VerifyReport": "verify",
     "backup": "run",
     "backup_every": "every",
+    "points": "points",
     "restore": "restore",
+    "segments": "segments",
+    "verify": "verify",
 }
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from backup.cli.command import command, generation_option, meta_option, parse_directory, url_argument
-from backup.cli.output import count, print_json, print_table, print_text
+from backup.cli.failure import report
+from backup.cli.output import count, note, print_json, print_table, print_text
+from backup.cli.progress import work_bar
+
+if TYPE_CHECKING:
+    from backup.verify import VerifyReport
+    from ourdb.errors import DamageError
 
 _RANGE = ("generation", "first_seq", "last_seq", "first_time", "last_time")
-DAMAGED = 14
 
 
 @command(
@@ -34,6 +39,7 @@ def points_command(
     import backup
 
     found = backup.points(url, generation=generation, db=db, meta=meta).as_json()
+    _print_notes(found)
     if as_json:
         print_json(found)
         return
@@ -42,8 +48,8 @@ def points_command(
         print_text(f"gap: {gap['first_seq']} to {gap['last_seq']} of generation {gap['generation']}")
     if len(found["generations"]) > 1:
         print_text("")
-        columns = ("id", "parent", "left_at_seq", "last_seq", "last_time", "successor")
-        print_table(("generation", *columns[1:]), _rows(found["generations"], columns))
+        columns = ("generation", "parent", "left_at_seq", "last_seq", "last_time", "successor")
+        print_table(columns, _rows(found["generations"], columns))
     if behind := found.get("behind"):
         print_text(
             f"behind the live database by {count(behind['records'], 'record')}, {behind['seconds']:g} seconds"
@@ -59,6 +65,7 @@ def segments_command(url: str, generation: str | None, meta: Path | None, as_jso
     import backup
 
     found = backup.segments(url, generation=generation, meta=meta).as_json()
+    _print_notes(found)
     if as_json:
         print_json(found)
         return
@@ -73,24 +80,50 @@ def segments_command(url: str, generation: str | None, meta: Path | None, as_jso
 def verify_command(url: str, data: bool, meta: Path | None, as_json: bool) -> int:
     """Check that what the store should have is there and unharmed; exit 14 with a list if it is not."""
     import backup
-    from backup.cli.progress import work_bar
 
     with work_bar("verifying") as progress:
         found = backup.verify(url, data=data, meta=meta, progress=progress)
-    told = found.as_json()
+    for text in found.notes:
+        note(text)
+    told, error = found.as_json(), None if found.ok else _error(found)
     if as_json:
-        print_json(told)
+        print_json(told if error is None else told | {"error": error.as_json()})
     else:
-        _print_findings(told)
-    return 0 if found.ok else DAMAGED
+        _print_findings(found)
+        if error is not None:
+            return report(error, as_json=False)
+    return 0 if error is None else error.exit_code
+
+
+def _error(found: VerifyReport) -> DamageError:
+    from ourdb.errors import DamageError
+
+    number = len(found.problems)
+    return DamageError(
+        f"{count(number, 'problem')} in the store, the first: {found.problems[0].message}",
+        kind="store_damaged",
+        key=found.problems[0].key,
+    )
+
+
+def _print_findings(found: VerifyReport) -> None:
+    from ourdb.units import format_size
+
+    for problem in found.problems:
+        print_text(f"{problem.kind}: {problem.message}")
+    for key in found.foreign:
+        print_text(f"foreign, left alone: {key}")
+    what = "every byte read" if found.data else "names, chain and sizes"
+    print_text(
+        f"{count(found.segments_checked, 'segment')}, {format_size(found.bytes_checked)} ({what}): "
+        f"{count(len(found.problems), 'problem')}; {count(sum(found.requests.values()), 'request')}"
+    )
 
 
 def _rows(listed: list[dict[str, Any]], columns: tuple[str, ...]) -> list[list[Any]]:
     return [[row.get(column) for column in columns] for row in listed]
 
 
-def _print_findings(told: dict[str, Any]) -> None:
-    for name in ("damaged", "missing", "foreign"):
-        for found in told[name]:
-            print_text(f"{name}: {found}")
-    print_text(f"{told['segments']}")
+def _print_notes(found: dict[str, Any]) -> None:
+    for text in found["notes"]:
+        note(text)
