@@ -144,13 +144,19 @@ class BackupRun:
         return found or Line(generation=lines.new_generation(), start="first")
 
     def _known(self, line: Line) -> Known:
-        """The newest head of this store that is known to be kept, by the directory or the meta index; by the
-        directory alone while a new start (--new) has not put anything: the meta index knows what was lost."""
+        """The newest head of this store that is known to be kept, by the directory, by the restore that made
+        it, or by the meta index; by the directory alone while a new start (--new) has not put anything: the
+        meta index knows what was lost."""
         store = self._context.identity
-        noted = line.known.get(store)
-        own = Known(noted.revision, noted.run) if noted else NOTHING_KNOWN
-        anew = line.start == "new" and line.shipped(store) is None
-        return own if anew else max(own, self._context.namespace.known)
+        noted, origin = line.known.get(store), line.origin
+        known = [NOTHING_KNOWN]
+        if noted:
+            known.append(Known(noted.revision, noted.run))
+        if origin and origin.store == store:
+            known.append(Known(origin.revision, origin.run))
+        if line.start != "new" or line.shipped(store):
+            known.append(self._context.namespace.known)
+        return max(known)
 
     def _resolve(self, look: Look) -> tuple[Line, Look, Idle | Ship]:
         """What to do, after what the operator chose. Raises the error of a refusal; none is noted."""

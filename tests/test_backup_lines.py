@@ -394,6 +394,19 @@ def test_new_start_whose_reply_was_lost_goes_on(shop: Shop) -> None:
     assert machine.stored() == machine.log
 
 
+def test_what_a_restore_read_to_be_kept_is_known_to_its_copy(shop: Shop) -> None:
+    machine = Machine(shop).write(10)
+    machine.run()
+    kept = shop.keep()
+    for hour in (1, 2):
+        machine.run(clock_ms=lambda hour=hour: now_ms() + hour * 3_600_000)
+    copy = machine.restored()
+    shop.put_back(kept)
+    with pytest.raises(DamageError) as caught:
+        copy.write(1).run()
+    assert caught.value.kind == "store_lost_data"
+
+
 @pytest.mark.parametrize("knows", ["directory", "meta index"])
 def test_head_that_was_put_back_is_seen_by_directory_and_by_meta_index(shop: Shop, knows: str) -> None:
     machine = Machine(shop).write(10)

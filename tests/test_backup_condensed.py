@@ -1,0 +1,103 @@
+"""A condensed log ships itself with the exactness that it has."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import backup
+import ourdb
+from ourdb import line as lines
+from ourdb.errors import FencedError, UnreachableError
+from tests.backup_tools import Machine, Shop, shop
+from tests.test_backup_resume import killed_before_commit
+
+__all__ = ["shop"]
+
+
+def overwrite(path: Path, rounds: int) -> None:
+    with ourdb.open(path, file_size=64 * 1024, record_size_max=2048) as db:
+        for number in range(rounds * 20):
+            db.set(b"%d" % number + b"x" * 100, number % 20)
+
+
+def condense(path: Path) -> None:
+    with ourdb.open(path) as db:
+        db.rotate()
+        db.condense(keep_versions=1)
+
+
+def state(path: Path) -> dict[int, bytes]:
+    with ourdb.open(path, readonly=True) as db:
+        return dict(db.items())
+
+
+def test_condensed_log_is_shipped_whole_and_restored_to_its_end(tmp_path: Path, file_url: str) -> None:
+    path, meta = tmp_path / "db", tmp_path / "meta.db"
+    overwrite(path, 40)
+    condense(path)
+    report = backup.backup(path, file_url, meta=meta)
+    assert report.last_seq == 800
+    assert sum(segment.records for segment in report.segments) < 800
+    backup.restore(file_url, tmp_path / "copy", meta=meta)
+    assert state(tmp_path / "copy") == state(path)
+    with pytest.raises(UnreachableError):
+        backup.restore(file_url, tmp_path / "early", seq=100, meta=meta)
+
+
+def test_directory_that_condenses_between_backups_never_looks_like_a_fork(
+    tmp_path: Path, file_url: str
+) -> None:
+    path, meta = tmp_path / "db", tmp_path / "meta.db"
+    for _ in range(3):
+        overwrite(path, 15)
+        report = backup.backup(path, file_url, meta=meta)
+        condense(path)
+        overwrite(path, 10)
+        condense(path)
+    report = backup.backup(path, file_url, meta=meta)
+    assert report.last_seq == 3 * 25 * 20
+    backup.restore(file_url, tmp_path / "copy", meta=meta)
+    assert state(tmp_path / "copy") == state(path)
+
+
+def test_log_condensed_over_the_stores_end_is_refused_and_may_fork(tmp_path: Path, file_url: str) -> None:
+    """The mark was forgotten, and condensing did not spare it: nothing proves one history."""
+    path, meta = tmp_path / "db", tmp_path / "meta.db"
+    overwrite(path, 15)
+    backup.backup(path, file_url, meta=meta)
+    overwrite(path, 15)
+    lines.update(path, lambda line: lines.forget(line, next(iter(line.marks))))
+    condense(path)
+    with pytest.raises(FencedError) as caught:
+        backup.backup(path, file_url, meta=meta)
+    assert caught.value.kind == "fork"
+    report = backup.backup(path, file_url, meta=meta, fork=True)
+    assert report.last_seq == 600
+    backup.restore(file_url, tmp_path / "copy", generation=report.generation, meta=meta)
+    assert state(tmp_path / "copy") == state(path)
+
+
+def test_upload_of_a_condensed_file_is_adopted(shop: Shop) -> None:
+    machine = Machine(shop)
+    overwrite(machine.path, 40)
+    condense(machine.path)
+    noted = killed_before_commit(shop, machine)
+    report = machine.run()
+    assert {segment.key for segment in report.adopted} == {upload.key for upload in noted}
+    assert report.segments == ()
+
+
+def test_upload_that_is_less_exact_than_the_log_is_not_adopted(shop: Shop) -> None:
+    """A twin had condensed what it shipped; this directory has every point of it still."""
+    machine = Machine(shop)
+    overwrite(machine.path, 40)
+    twin = machine.twin()
+    condense(twin.path)
+    noted = killed_before_commit(shop, twin)
+    lines.update(machine.path, lambda line: replace(line, uploads=tuple(noted)))
+    report = machine.run()
+    assert all(segment.records == segment.last_seq - segment.first_seq + 1 for segment in report.adopted)
+    assert all(entry.summary().exact for entry in shop.view().segments)
