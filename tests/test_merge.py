@@ -224,6 +224,23 @@ def test_tombstone_stays_unless_the_merge_begins_at_the_start() -> None:
     assert kept == {False: [False, True, True], True: [False, False, True]}
 
 
+def test_tombstone_between_versions_that_stay_is_kept() -> None:
+    log = Log(
+        [
+            (1, b"a", 5, False),
+            (1, None, 6, False),
+            (2, b"b", 7, False),
+            (1, b"c", 8, False),
+            (2, b"d", 9, False),
+        ]
+    )
+    source = SourceColumns.of_columns(log.summary(1, 5), log.columns())
+    plan = plan_merge([source], horizon=5, pins=[1, 3], from_start=True)
+    kept = [seq for seq, live in enumerate(plan.live[0].tolist(), 1) if live]
+    assert kept == [1, 2, 3, 4, 5]
+    assert log.state(kept, 3) == {2: b"b"}
+
+
 def as_part(summary: Summary, part: int, parts: int, *, runs: bool) -> Summary:
     """A summary as if the segment were a part of a stretch that was cut."""
     return replace(

@@ -257,6 +257,19 @@ def test_local_file_is_sealed_behind_its_records() -> None:
     assert [bytes(block) for _, block in reader.blocks()] == [raw[:half], raw[half:]]
 
 
+def test_padding_before_the_index_is_refused_though_all_checksums_fit() -> None:
+    raw = b"".join(LOG.records)
+    out = bytearray(HEADER.encode() + raw + bytes(4))
+    plan = FooterPlan(summary=LOG.summary(1, 12), generation=GENERATION, made=0, random=HEADER.file_id)
+    builder = IndexBuilder(HEADER.encode(), plan, out.extend)
+    builder.add(LOG.columns(), BlockTable.raw([12], [len(raw)], [crc32c(raw)]))
+    builder._write_pages(until=0)
+    builder._offset += 4
+    builder.finish()
+    with pytest.raises(DamageError, match="do not fill the record area"):
+        open_bytes(bytes(out)).check_all()
+
+
 def test_index_larger_than_memory_allows_goes_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ourdb.segment.writer, "INDEX_MEMORY_MAX", 10)
     assert build(LOG, target=200) == SMALL

@@ -288,6 +288,14 @@ def test_summary_of_a_log_in_pieces_is_that_of_the_whole() -> None:
     assert fold_run([columns[:9], columns[9:]], whole.runs[0], 31) == (4, log.chains[31])
 
 
+def test_run_begins_at_the_time_of_its_first_batch_end() -> None:
+    log = Log([(1, b"", 5, True), (2, b"", 7, False), (3, b"", 9, False)])
+    columns = log.columns()
+    for pieces in ([columns], [columns[:1], columns[1:]]):
+        summary = unmerged_summary(pieces, 0, None)
+        assert (summary.first_time, summary.runs[0].first_time, summary.runs[0].last_time) == (5, 7, 9)
+
+
 def test_folding_outside_of_a_run_or_without_its_records_is_refused() -> None:
     log = plain_log(20)
     summary = log.summary(3, 20)
