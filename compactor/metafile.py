@@ -69,6 +69,8 @@ class MetaFile:
             for _ in range(2):
                 try:
                     return action()
+                except sqlite3.ProgrammingError:
+                    raise  # a mistake of ours, not of the file
                 except sqlite3.DatabaseError as error:
                     with suppress(sqlite3.Error):
                         self.db.close()
