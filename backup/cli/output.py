@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+_TABLE_WIDTH = 1_000  # more than any row
+
 
 def print_json(value: Mapping[str, Any]) -> None:
     """One object on one line; indented where a person looks at it."""
@@ -28,20 +30,19 @@ def note(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Aligned columns; numbers to the right. Wrapped to the terminal, never cut elsewhere."""
-    from rich import box
+    """Aligned columns; numbers to the right. Nothing is cut: a terminal wraps a long last column."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     cells = [list(row) for row in rows]
-    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="none")
     for index, column in enumerate(columns):
         numbers = all(isinstance(row[index], int) for row in cells)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in cells:
         table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 1_000, highlight=False).print(table)
+    Console(file=sys.stdout, width=_TABLE_WIDTH, highlight=False).print(table)
 
 
 def count(number: int, noun: str) -> str:

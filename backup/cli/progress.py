@@ -32,7 +32,7 @@ def work_bar(title: str) -> Iterator[Callable[[int, int, str], None] | None]:
         task = bars.add_task(title, total=None)
 
         def show(done_bytes: int, all_bytes: int, what: str) -> None:
-            bars.update(task, completed=done_bytes, total=all_bytes, description=what)
+            bars.update(task, completed=done_bytes, total=all_bytes or None, description=what)
 
         yield show
 
