@@ -32,7 +32,7 @@ class Behind:
 class PointsReport:
     """generation: in which the line ends that was asked for, None: nothing was ever written. windows, gaps:
     of each generation on that line, the oldest first; where a line left another in the middle of a segment,
-    the last time is None. last_time, as_of: ms. generations: all there are."""
+    the last time is None. last_time, as_of: ms. generations: all there are, likewise."""
 
     namespace: str
     generation: str | None
@@ -99,7 +99,7 @@ def points(
             last_time=end.last_time if end and end.last_seq else None,
             as_of=end.as_of if end else None,
             behind=_behind(live, head, end) if live else None,
-            generations=tuple(head.generations.values()),
+            generations=tuple(_oldest_first(head)),
             requests=session.store.requests.counts(),
             notes=session.notes,
         )
@@ -138,18 +138,37 @@ def _owners(head: Head, end: Generation | None) -> dict[str, int]:
     found: dict[str, int] = {}
 
     def visit(generation: Generation, upto: int) -> None:
-        known = found.pop(generation.id, 0)
-        if known < upto:
+        if found.get(generation.id, -1) < upto:
+            found[generation.id] = upto
             taken = predecessor(head, generation.id)
             if taken:
                 visit(taken, taken.last_seq)
             if generation.parent:
                 visit(head.generations[generation.parent.generation], generation.parent.seq)
-        found[generation.id] = max(known, found.get(generation.id, 0), upto)
 
     if end:
         visit(end, end.last_seq)
-    return found
+    return {owner.id: found[owner.id] for owner in _oldest_first(head) if owner.id in found}
+
+
+def _oldest_first(head: Head) -> list[Generation]:
+    """Each generation behind its parent and the one that it took over from."""
+    ordered: list[Generation] = []
+    seen: set[str] = set()
+
+    def visit(generation: Generation) -> None:
+        if generation.id not in seen:
+            seen.add(generation.id)
+            taken = predecessor(head, generation.id)
+            if taken:
+                visit(taken)
+            if generation.parent:
+                visit(head.generations[generation.parent.generation])
+            ordered.append(generation)
+
+    for generation in head.generations.values():
+        visit(generation)
+    return ordered
 
 
 def _window(window: Window) -> dict[str, Any]:
