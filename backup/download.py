@@ -81,6 +81,10 @@ class IndexSpool:
         return self
 
     def __exit__(self, *_: object) -> None:
+        fetching = list(self._kept.values())
+        for future in fetching:
+            future.cancel()
+        wait(fetching)  # none of them may write once the descriptor can be another file's
         self._temporary.close()
 
     def reader(self, number: int) -> SegmentReader:

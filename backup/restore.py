@@ -37,7 +37,7 @@ from compactor.view import View
 from ourdb import line
 from ourdb.build import DirectoryBuilder, SealedFileBuilder
 from ourdb.config import Config
-from ourdb.errors import DamageError, UnreachableError
+from ourdb.errors import DamageError, TemporaryError, UnreachableError
 from ourdb.files import FileSystem
 from ourdb.line import Known, Mark, Origin
 from ourdb.log import LogReader
@@ -187,7 +187,9 @@ class _Restore:
                 self._leave_out(view, key, missing(view, key))
             except DamageError as error:
                 self._leave_out(view, error.fields.get("key"), error)
-        raise next(iter(self._left_out.values()))
+        raise TemporaryError(
+            f"the head or its segments change faster than they can be read: {self._session.url}"
+        )
 
     def _leave_out(self, view: View, key: str | None, error: DamageError | None) -> None:
         """Goes on without a segment that the head names; raises the error if that cannot help."""

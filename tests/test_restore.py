@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -22,8 +23,10 @@ from ourdb.errors import (
     FencedError,
     LockedError,
     NotFoundError,
+    StorageError,
     UnreachableError,
 )
+from ourdb.files import FileSystem, translate
 from ourdb.log import LogReader
 from ourdb.segment.summary import Stretch
 from tests.worlds import DAY_0, HOUR, UUID, Log, World, Write, file_world, memory_world, writes
@@ -380,6 +383,25 @@ class TestDestination:
         assert_equals(tmp_path / "mein Räum ☃", log, 5)
 
 
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [("write", errno.ENOSPC), ("preallocate", errno.ENOSPC), ("fsync", errno.EIO), ("rename", errno.EACCES)],
+)
+def test_a_system_call_that_fails_leaves_nothing(tmp_path, monkeypatch, what, code):
+    real = FileSystem.call
+
+    def failing(self: FileSystem, doing: str, path: Path, function: object, *args: object) -> object:
+        if doing == what and ".restore-" in str(path) + str(args):
+            raise translate(doing, path, OSError(code, "no"))
+        return real(self, doing, path, function, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FileSystem, "call", failing)
+    with pytest.raises(StorageError):
+        restore(world_of(writes(60), 20).url, tmp_path / "db")
+    monkeypatch.undo()
+    assert left_behind(tmp_path) == []
+
+
 class TestDamage:
     """A segment of the store is altered, cut off, missing or another one."""
 
@@ -444,6 +466,17 @@ class TestDamage:
         world.change_object(world.segments[1].key, lambda _: data)
         with pytest.raises(DamageError):
             restore(world.url, tmp_path / "db")
+
+    def test_of_a_record_under_a_checksum_that_matches_names_the_segment(self, tmp_path):
+        log = writes(60)
+        broken = bytearray(log.raw[29])
+        broken[-1] ^= 1
+        log.raw[29] = bytes(broken)
+        world = world_of(log, 20, 40)
+        with pytest.raises(DamageError, match="seq 30") as caught:
+            restore(world.url, tmp_path / "db")
+        assert caught.value.fields["key"] == world.segments[1].key
+        assert left_behind(tmp_path) == []
 
     def test_a_head_that_names_no_path_to_its_end_says_what_is_lost(self, tmp_path):
         world = world_of(writes(60), 20, 40)
@@ -516,7 +549,7 @@ def histories(draw: st.DrawFn) -> Log:
     return log
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(histories(), st.data())
 def test_any_history_restores_to_any_point_through_any_segments(tmp_path_factory, log, data):
     world = memory_world()
