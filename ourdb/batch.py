@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from struct import Struct
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from crc32c import crc32c
@@ -27,13 +27,6 @@ _GAP = bytes(RECORD_HEADER_BYTES)
 _COVERED = Struct("4x32s")
 
 
-class Write(NamedTuple):
-    """One record to be: value None is a tombstone."""
-
-    id: int
-    value: bytes | None
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EncodedBatch:
     """The bytes of a batch, where its records begin in them, and what the lookup table has to learn."""
@@ -46,18 +39,25 @@ class EncodedBatch:
     distinct: bool
 
 
-def encode_batch(writes: list[Write], lookup: Lookup, *, first_seq: int, time_ms: int) -> EncodedBatch:
-    """Records `first_seq` and on, all of one time, each but the last saying that the batch goes on."""
-    ids_given, values_given = zip(*writes, strict=True)
-    values = [value or b"" for value in values_given] if None in values_given else values_given
-    count = len(writes)
-    ids = np.array(ids_given, np.uint32)
+def encode_batch(
+    given: Sequence[int],
+    written: Sequence[bytes | None],
+    lookup: Lookup,
+    *,
+    first_seq: int,
+    time_ms: int,
+) -> EncodedBatch:
+    """Records `first_seq` and on for these ids and values (None: a tombstone), all of one time, each but the
+    last saying that the batch goes on."""
+    count = len(given)
+    ids = np.array(given, np.uint32)
     seqs = np.arange(first_seq, first_seq + count, dtype=np.uint64)
-    lengths = np.fromiter(map(len, values), np.int64, count)
     alive = np.ones(count, np.bool_)
-    if values is not values_given:
-        alive = np.fromiter((value is not None for value in values_given), np.bool_, count)
-    distinct = len(set(ids_given)) == count
+    if None in written:
+        alive = np.fromiter((value is not None for value in written), np.bool_, count)
+    values = [value or b"" for value in written]
+    lengths = np.fromiter(map(len, values), np.int64, count)
+    distinct = len(set(given)) == count
     headers = np.empty(count, HEADER_DTYPE)
     flags = np.full(count, BATCH_GOES_ON, np.uint64)
     flags[-1] = 0
@@ -94,11 +94,12 @@ def _previous(
 class Batch:
     """Collects writes for one database; see `OurDB.batch`. One thread."""
 
-    __slots__ = ("_db", "_done", "_importing", "_values", "_writes")
+    __slots__ = ("_db", "_done", "_ids", "_importing", "_values", "_written")
 
     def __init__(self, db: OurDB, *, importing: bool) -> None:
         self._db, self._importing = db, importing
-        self._writes: list[Write] = []
+        self._ids: list[int] = []
+        self._written: list[bytes | None] = []
         self._values: dict[int, bytes | None] = {}
         self._done = False
 
@@ -109,13 +110,17 @@ class Batch:
         self._db.check_value(data)
         if given is None:
             given = self._db.new_id()
-        elif given not in self._values or self._values[given] is None:
-            self._db.check_id(given, importing=self._importing) if given not in self._values else self._again(
-                given
-            )
-        self._writes.append(Write(given, data))
-        self._values[given] = data
+        elif given not in self._values:
+            self._db.check_id(given, importing=self._importing)
+        elif self._values[given] is None:
+            self._again(given)
+        self._add(given, data)
         return given
+
+    def _add(self, id: int, value: bytes | None) -> None:
+        self._ids.append(id)
+        self._written.append(value)
+        self._values[id] = value
 
     def _again(self, id: int) -> None:
         """An id that this batch has deleted is not there in incremental mode."""
@@ -126,19 +131,29 @@ class Batch:
 
     def write_all(self, pairs: Iterable[tuple[int | None, Buffer]]) -> list[int]:
         """Set all pairs and write the batch; returns the ids."""
-        db, writes = self._db, self._writes
-        if db.config.mode == "incremental":
-            for id, value in pairs:
+        given = list(pairs)
+        if not self._take_all(given):
+            for id, value in given:
                 self.set(value, id)
-        else:
-            id_max, value_max = db.config.record_nr_max, db.config.record_size_max
-            for id, value in pairs:
-                if type(id) is int and type(value) is bytes and 0 <= id <= id_max and len(value) <= value_max:
-                    writes.append(Write(id, value))
-                else:
-                    self.set(value, id)
         self.commit()
-        return [write.id for write in writes]
+        return self._ids
+
+    def _take_all(self, pairs: list[tuple[int | None, Buffer]]) -> bool:
+        """Whether these are ids and values that need no look one by one, which is dear; then they are taken."""
+        db = self._db
+        if not pairs or db.config.mode == "incremental":
+            return False
+        ids: Any
+        values: Any
+        ids, values = zip(*pairs, strict=True)
+        if set(map(type, ids)) != {int} or set(map(type, values)) != {bytes}:
+            return False
+        if min(ids) < 0 or max(ids) > db.config.record_nr_max:
+            return False
+        if max(map(len, values)) > db.config.record_size_max:
+            return False
+        self._ids, self._written = list(ids), list(values)
+        return True
 
     def delete(self, id: int) -> None:
         """As OurDB.delete."""
@@ -147,8 +162,7 @@ class Batch:
         self._require_open()
         if id not in self:
             raise missing(id)
-        self._writes.append(Write(int(id), None))
-        self._values[int(id)] = None
+        self._add(int(id), None)
 
     def get(self, id: int, default: D | None = None) -> bytes | D | None:
         """The value that the id has after the writes of this batch so far."""
@@ -161,7 +175,7 @@ class Batch:
         """Write the batch. The `with` block does it at its end."""
         self._require_open()
         self._done = True
-        self._db.commit(self._writes, importing=self._importing)
+        self._db.commit(self._ids, self._written, importing=self._importing)
 
     def _require_open(self) -> None:
         if self._done:
@@ -188,7 +202,7 @@ class Batch:
 
     def __len__(self) -> int:
         """The number of writes so far."""
-        return len(self._writes)
+        return len(self._ids)
 
     def __enter__(self) -> Batch:
         return self

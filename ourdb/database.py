@@ -7,7 +7,7 @@ from __future__ import annotations
 import struct
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,7 +16,7 @@ from crc32c import crc32c
 
 from ourdb import rotation
 from ourdb.active import RECORD_BYTES_MIN, ActiveFile, area_end
-from ourdb.batch import Batch, Write, encode_batch
+from ourdb.batch import Batch, encode_batch
 from ourdb.checkpoint import Covered, write_checkpoint
 from ourdb.condense import CondenseReport, condense, forget_mark
 from ourdb.config import Config, Sync
@@ -197,7 +197,7 @@ class OurDB(Reading):
         with self._writing():
             if id not in self:
                 raise missing(id)
-            seq = self._append([Write(int(id), None)])
+            seq = self._append([int(id)], [None])
         if self._always:
             self._sync_to(seq)
 
@@ -224,13 +224,13 @@ class OurDB(Reading):
         batch = Batch(self, importing=importing)
         return batch.write_all(given)
 
-    def commit(self, writes: list[Write], *, importing: bool = False) -> None:
-        """Write these records as one batch. Used by `Batch`."""
-        if not writes:
+    def commit(self, ids: Sequence[int], values: Sequence[bytes | None], *, importing: bool = False) -> None:
+        """Write these records as one batch (None: a tombstone). Used by `Batch`."""
+        if not ids:
             return
         with self._writing():
             self._importing &= importing
-            seq = self._append(writes)
+            seq = self._append(ids, values)
         if self._always:
             self._sync_to(seq)
 
@@ -314,10 +314,10 @@ class OurDB(Reading):
             self._require_writable()
             return self.take_next_id()
 
-    def _append(self, writes: list[Write]) -> int:
+    def _append(self, ids: Sequence[int], values: Sequence[bytes | None]) -> int:
         """Append one batch; returns its last seq."""
-        count = len(writes)
-        size = RECORD_BYTES_MIN * count + sum([len(write.value) for write in writes if write.value])
+        count = len(ids)
+        size = RECORD_BYTES_MIN * count + sum(map(len, filter(None, values)))
         if size > GIB or HEADER_BYTES + size > area_end(self.config.file_size, count):
             raise InvalidError(
                 f"a batch must fit into file_size ({self.config.file_size}) and 1 GiB: {size} bytes, {count} records"
@@ -328,7 +328,7 @@ class OurDB(Reading):
         if now < self._time:
             now = self._hold_time(now)
         start, first = self._pos, self._seq + 1
-        encoded = encode_batch(writes, self._lookup, first_seq=first, time_ms=now)
+        encoded = encode_batch(ids, values, self._lookup, first_seq=first, time_ms=now)
         self._map[start : start + size] = encoded.data
         slot = first - self._first
         self._places[slot : slot + count] = (encoded.starts + start).astype(np.uint32).data

@@ -19,9 +19,10 @@ from ourdb.segment.columns import Columns
 def copy(source: Path, target: Path, harm: bool = False) -> None:
     """Copy a database by its log, blocks in any order."""
     rng = random.Random(1)
-    with LogReader(source) as log, DirectoryBuilder(
-        target, uuid=log.uuid, config=log.config, generation=0xA1
-    ) as builder:
+    with (
+        LogReader(source) as log,
+        DirectoryBuilder(target, uuid=log.uuid, config=log.config, generation=0xA1) as builder,
+    ):
         end = log.find_end()
         for piece in log.pieces(1, end.seq) if end.seq else []:
             file = builder.file(piece.summary, piece.raw_bytes)
@@ -54,7 +55,12 @@ def source(tmp_path: Path) -> Path:
 def test_built_directory_equals_its_source_and_goes_on(source: Path, tmp_path: Path) -> None:
     copy(source, tmp_path / "copy")
     with ourdb.open(source) as db, ourdb.open(tmp_path / "copy") as made:
-        assert (dict(made), made.last_seq, made.uuid, made.config) == (dict(db), db.last_seq, db.uuid, db.config)
+        assert (dict(made), made.last_seq, made.uuid, made.config) == (
+            dict(db),
+            db.last_seq,
+            db.uuid,
+            db.config,
+        )
         assert made.get_history(7) == db.get_history(7) and made.get_history(300) == db.get_history(300)
         assert dict(made.items(seq=100)) == dict(db.items(seq=100))
         assert made.get_next_id() == 301 and made.set(b"new") == 301

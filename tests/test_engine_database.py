@@ -85,7 +85,9 @@ def test_reads_as_of_a_seq_or_time_give_that_state(db: ourdb.OurDB) -> None:
     assert db.resolve(at=db.last_time) == 4
 
 
-def test_seq_inside_a_batch_or_beyond_the_end_is_unreachable_and_names_its_neighbours(db: ourdb.OurDB) -> None:
+def test_seq_inside_a_batch_or_beyond_the_end_is_unreachable_and_names_its_neighbours(
+    db: ourdb.OurDB,
+) -> None:
     db.set(b"x", 1)
     db.set_many({1: b"a", 2: b"b", 3: b"c"})
     with pytest.raises(UnreachableError) as inside:
@@ -150,7 +152,8 @@ def test_get_many_gives_values_in_order_from_all_files(db: ourdb.OurDB) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "id_"), [(bytes(4097), 1), (b"", -1), (b"", 16_777_216), ("text", 1), (b"", "1"), (b"", None), (1, 1)]
+    ("value", "id_"),
+    [(bytes(4097), 1), (b"", -1), (b"", 16_777_216), ("text", 1), (b"", "1"), (b"", None), (1, 1)],
 )
 def test_invalid_value_or_id_is_refused_before_anything_is_written(
     db: ourdb.OurDB, value: object, id_: object

@@ -34,7 +34,9 @@ print("done", flush=True)
 """
 
 
-def test_reader_process_sees_whole_acknowledged_writes_while_files_rotate_and_are_condensed(tmp_path: Path) -> None:
+def test_reader_process_sees_whole_acknowledged_writes_while_files_rotate_and_are_condensed(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "db"
     with ourdb.open(path, file_size=64 * 1024, sync="never", record_nr_max=1000) as db:
         db.set(b"0", 0)

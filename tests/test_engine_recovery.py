@@ -79,7 +79,9 @@ def test_lost_or_damaged_cache_changes_nothing(path: Path, lost: str, how: str) 
         db._write_checkpoint(db._list.active.file_id)
         crash(db)
     harm: dict[str, Callable[[bytes], bytes]] = {
-        "flipped": lambda data: bytes([data[0] ^ 1]) + data[1:40] + bytes(b ^ 4 for b in data[40:50]) + data[50:],
+        "flipped": lambda data: (
+            bytes([data[0] ^ 1]) + data[1:40] + bytes(b ^ 4 for b in data[40:50]) + data[50:]
+        ),
         "zeroed": lambda data: bytes(len(data)),
         "garbage": lambda data: (b"\x07\x01\x00\x00" * (len(data) // 4 + 1))[: len(data)],
     }
@@ -289,7 +291,12 @@ def test_failed_sync_poisons_until_the_database_is_opened_again(path: Path, sync
     with pytest.raises(StorageError):
         db.set(b"bad", 2) if sync == "always" else db.sync()
     fs.pick = lambda *_: False
-    for write in (lambda: db.set(b"x", 1), lambda: db.sync(), lambda: db.rotate(), lambda: db.set_many({1: b""})):
+    for write in (
+        lambda: db.set(b"x", 1),
+        lambda: db.sync(),
+        lambda: db.rotate(),
+        lambda: db.set_many({1: b""}),
+    ):
         with pytest.raises(UnusableError) as caught:
             write()
         assert caught.value.kind == "poisoned"
@@ -323,7 +330,9 @@ def test_any_call_that_fails_during_rotation_or_condensing_loses_nothing(path: P
             pass
         with ourdb.open(copy) as db:
             found = dict(db.items())
-            assert {id_: found.get(id_) for id_ in state if id_ != 5} == {i: v for i, v in state.items() if i != 5}
+            assert {id_: found.get(id_) for id_ in state if id_ != 5} == {
+                i: v for i, v in state.items() if i != 5
+            }
             assert found.get(5) in (state.get(5), b"more") and db.last_seq >= 31
         assert find_problems(copy).problems == []
         shutil.rmtree(copy)
