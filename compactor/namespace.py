@@ -34,7 +34,7 @@ class Namespace:
     """meta: None, or one that cannot be used, costs requests only. host: this machine. clock: seconds that
     go on while the machine sleeps.
 
-    notes: what people should be told at the end of the run. single_writer: after `ensure_trusted`, whether
+    single_writer: after `ensure_trusted`, whether
     commits rest on a local lock instead of compare-and-swap.
     """
 
@@ -50,7 +50,7 @@ class Namespace:
         self.meta = meta
         self.host = host or Host(meta.folder if meta else None)
         self.clock = clock
-        self.notes: list[str] = []
+        self._notes: list[str] = []
         self.single_writer: bool | None = None
         self._known = NOTHING_KNOWN
         self._view: View | None = None
@@ -66,6 +66,16 @@ class Namespace:
     def identity(self) -> str:
         """The same for every spelling of the URL."""
         return self.store.url.identity
+
+    @property
+    def notes(self) -> list[str]:
+        """What people should be told at the end of the run."""
+        of_meta = [self.meta.note] if self.meta and self.meta.note else []
+        return [*of_meta, *self._notes]
+
+    def note(self, text: str) -> None:
+        """One more of the notes."""
+        self._notes.append(text)
 
     @property
     def known(self) -> Known:

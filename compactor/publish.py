@@ -185,7 +185,7 @@ def _heal(namespace: Namespace, base: View) -> None:
     except (NoAnswer, PreconditionFailed):
         return  # somebody else has healed it, or it is read again
     namespace.learn(base.head.known)
-    namespace.notes.append(
+    namespace.note(
         "the store gave the head and refused to replace it, as if it were not there; it was put again as it "
         f"was: {namespace.store.url.display}"
     )

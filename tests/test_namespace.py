@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from tests.lines import UUID, Site
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(folder=tmp_path, meta=MetaIndex.open(tmp_path / "meta.db"))
+def site(tmp_path: Path) -> Iterator[Site]:
+    with MetaIndex.open(tmp_path / "meta.db") as meta:
+        yield Site(folder=tmp_path, meta=meta)
 
 
 def lost(namespace: Namespace, known: Known = NOTHING_KNOWN) -> DamageError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +26,9 @@ from tests.lines import GEN, OTHER, Site, end_of, entry_of
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(folder=tmp_path, meta=MetaIndex.open(tmp_path / "meta.db"))
+def site(tmp_path: Path) -> Iterator[Site]:
+    with MetaIndex.open(tmp_path / "meta.db") as meta:
+        yield Site(folder=tmp_path, meta=meta)
 
 
 def draft_of(site: Site, view: View | None, count: int = 1, namespace: Namespace | None = None) -> Draft:
