@@ -88,7 +88,7 @@ def follow(view: View | None, writer: Writer, change: Change, *, random: RandomU
     gone = _fill_since(view)
     owner = ListOwner(head.uuid, head.namespace, old.revision if old else 0)
     shelf = _Shelf(owner, dict(view.stored) if view else {}, random)
-    head, replaced = _with_segments(head, view, change, shelf)
+    head, replaced = _with_segments(head, change, shelf)
     head = _with_gone(head, gone, [*change.drop, *change.let_go, *replaced], shelf)
     named = {key: shelf.stored[key] for key in head.list_keys}
     return Draft(
@@ -239,7 +239,7 @@ class _Shelf:
         self.new.add(key)
 
 
-def _with_segments(head: Head, view: View | None, change: Change, shelf: _Shelf) -> tuple[Head, list[str]]:
+def _with_segments(head: Head, change: Change, shelf: _Shelf) -> tuple[Head, list[str]]:
     """The head with the live segments, and the lists that it does not name any more."""
     dropped = frozenset(change.drop)
     own = [entry for entry in (*head.added, *change.add) if entry.key not in dropped]
@@ -247,7 +247,9 @@ def _with_segments(head: Head, view: View | None, change: Change, shelf: _Shelf)
     removed = [*head.removed, *(key for key in change.drop if key not in ours)]
     if not lists.needs_turning_over(len(own), len(removed)):
         return replace(head, added=tuple(own), removed=tuple(removed)), []
-    kept, written = lists.turn_over(head.lists, view.lists if view else {}, own, frozenset(removed))
+    kept, written = lists.turn_over(
+        head.lists, lambda key: shelf.stored[key].segments, own, frozenset(removed)
+    )
     refs = [*kept, *map(shelf.put_segments, written)]
     refs.sort(key=lambda ref: (ref.first_seq, ref.key))
     left = {ref.key for ref in refs}

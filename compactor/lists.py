@@ -8,7 +8,7 @@ log2(SEGMENTS_MAX / TURN_OVER) times in all, and what one backup writes stays th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -110,15 +110,18 @@ def needs_turning_over(added: int, removed: int) -> bool:
 
 def turn_over(
     refs: Iterable[ListRef],
-    lists: Mapping[str, Sequence[SegmentEntry]],
+    load: Callable[[str], Sequence[SegmentEntry]],
     added: Iterable[SegmentEntry],
     removed: frozenset[str],
 ) -> tuple[list[ListRef], list[Sequence[SegmentEntry]]]:
-    """Which lists stay as they are, and the entries of each that has to be written (pure)."""
+    """Which lists stay as they are, and the entries of each that has to be written (pure).
+
+    load: the entries of a list; only lists that change are asked for, and all if something was removed.
+    """
     rest = [entry for entry in added if entry.key not in removed]
     kept = []
     for ref in refs:
-        entries = lists[ref.key]
+        entries = load(ref.key) if removed else ()
         left = [entry for entry in entries if entry.key not in removed]
         if len(left) < len(entries):
             rest += left
@@ -126,7 +129,7 @@ def turn_over(
             kept.append(ref)
     kept.sort(key=lambda ref: ref.segments)
     while kept and rest and kept[0].segments < min(2 * len(rest), SEGMENTS_MAX):
-        rest += lists[kept.pop(0).key]
+        rest += load(kept.pop(0).key)
     rest.sort(key=lambda entry: entry.order)
     return kept, list(cut(rest, SEGMENTS_MAX))
 

@@ -87,6 +87,29 @@ def test_a_full_list_is_never_written_again_by_additions(monkeypatch: pytest.Mon
     assert len(full) >= 8
 
 
+def test_a_turn_over_after_additions_decodes_only_the_lists_that_it_joins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lists, "TURN_OVER", 5)
+    monkeypatch.setattr(lists, "SEGMENTS_MAX", 20)
+    site = Site()
+    view = first_view(site)
+    for _ in range(65):
+        view, _draft = grow(site, view, 1)
+    opened: list[str] = []
+    unpack = lists.StoredList._open
+    monkeypatch.setattr(
+        lists.StoredList, "_open", lambda self, kind: opened.append(self.key) or unpack(self, kind)
+    )
+    view = replace(view, stored={key: replace(it) for key, it in view.stored.items()})
+    named = {ref.key: ref.segments for ref in view.head.lists}
+    draft = follow(view, site.writer(), Change())
+    while not draft.new:
+        view, draft = grow(site, view, 1)
+    assert all(named.get(key, 0) < 20 for key in opened)
+    assert max(named.values()) == 20
+
+
 def test_a_list_that_was_replaced_is_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "TURN_OVER", 3)
     site = Site()
