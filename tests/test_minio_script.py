@@ -14,7 +14,9 @@ import pytest
 from tests.servers import ROOT, free_ports
 
 SCRIPT = ROOT / "tools" / "minio.sh"
-STAND_IN = f"""#!{sys.executable}
+# The second line is a string to Python; to sh it is the way to a Python whose path has a space in it.
+STAND_IN = f"""#!/bin/sh
+"exec" "{sys.executable}" "$0" "$@"
 import http.server, os, sys
 if {{fails}}:
     sys.exit("stand-in: bad settings")
