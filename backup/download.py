@@ -103,10 +103,9 @@ class IndexSpool:
                 return self._file.pread(length, kept.place + offset - start)
             return self._fetcher.read(entry, offset, length)
 
-        footer = self._file.pread(
-            min(kept.length, FOOTER_BYTES), kept.place + max(0, kept.length - FOOTER_BYTES)
-        )
-        reader = self._fetcher.open(entry, tail=footer, fetch=fetch)
+        length = min(kept.length, TAIL_BYTES)
+        tail = self._file.pread(length, kept.place + kept.length - length)
+        reader = self._fetcher.open(entry, tail=tail, fetch=fetch)
         with self._lock:
             self._readers[entry.key] = reader
             while len(self._readers) > _READERS_MAX:
