@@ -8,9 +8,14 @@ from dataclasses import dataclass, field
 from backup.plan import Start
 from compactor.store import StoreOptions
 from ourdb.errors import InvalidError
-from ourdb.units import GIB
+from ourdb.units import GIB, MIB
 
 Progress = Callable[[int, int, str], None]  # raw bytes done, raw bytes in all, what is being done
+
+
+def _store_options() -> StoreOptions:
+    """What is in memory at a time: a part for each thread, and a whole put for each of two segments."""
+    return StoreOptions(threads=3, put_bytes_max=8 * MIB)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,7 @@ class BackupOptions:
     wait_seconds: float = 120.0
     segment_bytes: int = GIB
     threads: int | None = None
-    store: StoreOptions = field(default_factory=StoreOptions)
+    store: StoreOptions = field(default_factory=_store_options)
 
     def validate(self) -> BackupOptions:
         """Self, or InvalidError that names the option."""

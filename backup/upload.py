@@ -29,10 +29,10 @@ from ourdb.segment.footer import Footer
 from ourdb.segment.writer import FooterPlan, SegmentWriter
 from ourdb.units import MIB
 
-STREAMS_MAX = 3  # segments that are uploaded at a time
+STREAMS_MAX = 2  # segments that are uploaded at a time
 TASK_BLOCKS, TASK_BYTES = 8, MIB  # what one task compresses
-WAITING_BYTES = 4 * MIB  # raw bytes of one stream that are being compressed
-LARGE_VALUE = 4 * MIB  # where values may be larger, one segment at a time: its copies are what memory holds
+WAITING_BYTES = 2 * MIB  # raw bytes of one stream that are being compressed
+LARGE_VALUE = MIB  # where values may be larger, one segment at a time: its copies are what memory holds
 
 _local = threading.local()
 
