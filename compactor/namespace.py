@@ -88,6 +88,7 @@ class Namespace:
         view = self._view or (self.meta.recall(self.identity, self.name) if self.meta else None)
         if view is None or went_back(view.head.known, self.known):
             return None
+        self._view = view
         return self._adopt(view)
 
     def read(
@@ -170,7 +171,7 @@ class Namespace:
         view = self._adopt(view)
         if view.acknowledged:
             self._known = max(self._known, view.head.known)
-        if self.meta and view is not self._view:
+        if self.meta and not _same(view, self._view):
             self.meta.remember(self.identity, self.store.url.display, view)
         self._view = view
         return view
@@ -260,3 +261,7 @@ def went_back(now: Known, before: Known) -> bool:
     """Whether a store that has this head lost the one that was known before: an older revision, or the same
     one of another run."""
     return now.revision < before.revision or (now.revision == before.revision and now.run != before.run)
+
+
+def _same(view: View, other: View | None) -> bool:
+    return other is not None and (view.etag, view.acknowledged) == (other.etag, other.acknowledged)

@@ -104,6 +104,16 @@ def test_a_commit_writes_only_the_rows_that_differ(site: Site, monkeypatch: pyte
     assert opened == []
 
 
+def test_an_idle_read_writes_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.ship(1)
+    remembered: list[View] = []
+    monkeypatch.setattr(MetaIndex, "remember", lambda self, identity, url, view: remembered.append(view))
+    namespace = site.open()
+    for _ in range(2):
+        assert namespace.read() is not None
+    assert remembered == []
+
+
 def test_rows_follow_a_head_that_was_put_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "TURN_OVER", 3)
     for _ in range(4):
