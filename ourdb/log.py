@@ -85,9 +85,9 @@ class LogReader:
     def find_end(self, *, known: tuple[int, int] | None = None) -> LogEnd:
         """Look for the end of the log, anew: the last whole batch that can be read.
 
-        known: a seq and the chain there that were true of this directory before (a shipped mark). Values up to
-        it are not read again, if the chain of the records' checksums still is the same. DamageError if the log
-        ends before a seq up to which it was durable.
+        known: a seq, and the chain there, up to which the log is known to be durable (a shipped mark). Values
+        that need no second look are not read here: `blocks` compares each byte. DamageError if the log ends
+        before a seq up to which it was durable.
         """
         for _ in range(_TRIES):
             tail = self._follow(known)

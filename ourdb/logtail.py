@@ -14,13 +14,14 @@ from ourdb.directory import Directory, FileEntry, FileList
 from ourdb.errors import DamageError, UnknownFormatError
 from ourdb.files import File
 from ourdb.record import BATCH_GOES_ON, Buffer, gather_headers
-from ourdb.recovery import PIECE_RECORDS, Point, check_header, follow_file, is_dense
+from ourdb.recovery import PIECE_RECORDS, Point, check_header, follow_file, skim_file, usable_places
 from ourdb.segment.block import cut_blocks, verify_records
 from ourdb.segment.columns import Columns, columns_of
 from ourdb.segment.header import HEADER_BYTES
 from ourdb.segment.summary import Run, Summary
 
 _READ_BYTES = 1 << 20
+_PLACES_BYTES_MAX = 64 << 20  # 16 million records: more are read one by one
 
 
 class LogTail:
@@ -35,7 +36,6 @@ class LogTail:
         self._chain_before = (before.chain_after or 0) if before else 0
         self._highest_before = before.highest_id if before else None
         self.chain, self.highest = self._chain_before, self._highest_before
-        self._known = (0, 0)
         self._places: list[NDArray[np.uint32]] = []
         self._place_column: NDArray[np.uint32] = np.empty(0, np.uint32)
 
@@ -47,27 +47,10 @@ class LogTail:
         for columns, places, end in follow_file(self.file, self.end, self._config):
             self._take(columns, places, end)
 
-    def skip_known(self, cached: NDArray[np.uint32], seq: int, chain: int) -> None:
-        """Take over the records up to a seq whose chain is known by their headers alone; nothing happens if
-        the cached places or the chain are not right."""
-        count = min(seq - self.entry.first_seq + 1, len(cached))
-        places = cached[: max(count, 0)].astype(np.int64)
-        if count != seq - self.entry.first_seq + 1 or count <= 0 or (np.diff(places, prepend=0) < 36).any():
-            return
-        before = (self.end, self.chain, self.highest)
-        try:
-            for columns, at in self._columns_at(places):
-                ends = at + columns.raw_sizes
-                if not is_dense(columns, at, self.end, self._config):
-                    raise DamageError("cached places are wrong")
-                end = Point(offset=int(ends[-1]), seq=int(columns.seq[-1]), time_ms=int(columns.time[-1]))
-                self._take(columns, at, end)
-            if self.chain != chain:
-                raise DamageError("the chain is another")
-            self._known = (seq, chain)
-        except (DamageError, IndexError):
-            self.end, self.chain, self.highest = before
-            self._places = []
+    def skim(self, places: NDArray[np.int64]) -> None:
+        """Take over records by their headers alone; their values are compared when they are shipped."""
+        for columns, at, end in skim_file(self.file, places, self.end, self._config):
+            self._take(columns, at, end)
 
     def _take(self, columns: Columns, places: NDArray[np.int64], end: Point) -> None:
         self.chain = crc32c(columns.crc.tobytes(), self.chain)
@@ -118,8 +101,6 @@ class LogTail:
         """The chain at a seq that was read."""
         if seq == self.end.seq:
             return self.chain
-        if seq == self._known[0]:
-            return self._known[1]
         chain = self._chain_before
         for columns in self.columns(seq):
             chain = crc32c(columns.crc.tobytes(), chain)
@@ -178,18 +159,19 @@ def load_tail(
         time_ms = files.sealed[-1].last_time if files.sealed else 0
         start = Point(offset=HEADER_BYTES, seq=entry.first_seq - 1, time_ms=time_ms)
         tail = LogTail(file, entry, before, config, start)
-        if known and known[0] >= entry.first_seq:
-            tail.skip_known(_cached_places(directory, entry, known[0]), *known)
+        trust = directory.load_trust(known[0] if known else 0)
+        tail.skim(usable_places(cached_places(directory, entry), entry.first_seq, trust))
     except BaseException:
         file.close()
         raise
     return tail
 
 
-def _cached_places(directory: Directory, entry: FileEntry, upto_seq: int) -> NDArray[np.uint32]:
+def cached_places(directory: Directory, entry: FileEntry) -> NDArray[np.uint32]:
+    """The cached places of the active file, as far as there are any; not to be believed unseen."""
     try:
         with directory.fs.open(directory.places_path(entry)) as file:
-            data = file.pread(4 * (upto_seq - entry.first_seq + 1), 0)
+            data = file.pread(min(file.size(), _PLACES_BYTES_MAX), 0)
     except FileNotFoundError:
-        return np.empty(0, np.uint32)
+        data = b""
     return np.frombuffer(data[: len(data) // 4 * 4], np.uint32)

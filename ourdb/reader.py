@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ourdb.config import Config
 from ourdb.database import OurDB
@@ -21,12 +22,15 @@ from ourdb.directory import Directory, FileList
 from ourdb.errors import DamageError, InvalidError, UnusableError
 from ourdb.files import File
 from ourdb.history import alive_of
+from ourdb.logtail import cached_places
 from ourdb.reading import Order
-from ourdb.recovery import Point, check_header, follow_file
+from ourdb.recovery import Point, check_header, follow_file, skim_file, usable_places
+from ourdb.segment.columns import Columns
 from ourdb.segment.header import HEADER_BYTES
 from ourdb.units import When
 
 _TRIES = 16
+_NO_PLACES = np.empty(0, np.int64)
 
 
 class ReadonlyDB(OurDB):
@@ -35,13 +39,14 @@ class ReadonlyDB(OurDB):
     Every write raises InvalidError. Threads may share it.
     """
 
-    __slots__ = ("_end", "_open_file", "_places_seen")
+    __slots__ = ("_end", "_new_places", "_open_file", "_places_seen")
 
     def __init__(self, directory: Directory, uuid: bytes, config: Config) -> None:
         super().__init__(directory, None, uuid, config, config.sync)
         self._open_file: File | None = None
         self._end = Point(offset=HEADER_BYTES, seq=0, time_ms=0)
         self._places_seen = np.empty(0, np.uint32)
+        self._new_places: list[NDArray[np.uint32]] = []
 
     @classmethod
     def open(cls, directory: Directory, uuid: bytes, config: Config) -> ReadonlyDB:
@@ -73,7 +78,9 @@ class ReadonlyDB(OurDB):
                     raise DamageError(
                         f"data file is missing: {error.filename}", path=str(error.filename)
                     ) from error
-        self._follow(applied_seq=covered)
+        entry = self._list.active
+        cached = cached_places(directory, entry)
+        self._follow(covered, usable_places(cached, entry.first_seq, directory.load_trust()))
         self._refuse_damage()
 
     def _use_files(self, files: FileList) -> None:
@@ -92,7 +99,7 @@ class ReadonlyDB(OurDB):
         self.replace_files(files)
         first = files.active.first_seq
         self._end = Point(offset=HEADER_BYTES, seq=first - 1, time_ms=before_time(files))
-        self._places_seen = np.empty(0, np.uint32)
+        self._places_seen, self._new_places = np.empty(0, np.uint32), []
         self._seq, self._time = first - 1, self._end.time_ms
         self._show()
 
@@ -104,27 +111,32 @@ class ReadonlyDB(OurDB):
         places = self._places_seen.data
         self._active = (self._list.active.first_seq, file.map(self._end.offset), places)
 
-    def _follow(self, applied_seq: int = 0) -> bool:
+    def _follow(self, applied_seq: int = 0, cached: NDArray[np.int64] = _NO_PLACES) -> bool:
         """Take in what was appended to the active file; whether there was anything. Under the lock.
 
-        applied_seq: up to there the lookup table has it already.
+        applied_seq: up to there the lookup table has it already. cached: places that need no second look.
         """
         file = self._open_file
         if file is None:
             raise UnusableError(f"the database is closed: {self._directory.path}")
-        new_places: list[np.ndarray[Any, Any]] = []
+        for columns, places, end in skim_file(file, cached, self._end, self.config):
+            self._take(columns, places, end, applied_seq)
         for columns, places, end in follow_file(file, self._end, self.config):
-            new = columns[int(np.searchsorted(columns.seq, np.uint64(applied_seq), "right")) :]
-            self._lookup.put_many(new.id, new.seq, alive_of(new))
-            new_places.append(places.astype(np.uint32))
-            self._end = end
-        if not new_places:
+            self._take(columns, places, end, applied_seq)
+        if not self._new_places:
             return False
-        self._places_seen = np.concatenate([self._places_seen, *new_places])
+        self._places_seen = np.concatenate([self._places_seen, *self._new_places])
+        self._new_places = []
         self._show()
         self._use_lookup(self._lookup)
         self._seq, self._time = self._end.seq, self._end.time_ms
         return True
+
+    def _take(self, columns: Columns, places: NDArray[np.int64], end: Point, applied_seq: int) -> None:
+        new = columns[int(np.searchsorted(columns.seq, np.uint64(applied_seq), "right")) :]
+        self._lookup.put_many(new.id, new.seq, alive_of(new))
+        self._new_places.append(places.astype(np.uint32))
+        self._end = end
 
     def refresh(self) -> None:
         """Take in what the writer has written since. Each read does it by itself."""

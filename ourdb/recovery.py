@@ -152,6 +152,40 @@ def follow_file(
         pending.append((columns[walk.whole :], at[walk.whole :] + base))
 
 
+def skim_file(
+    file: File, places: NDArray[np.int64], start: Point, config: Config
+) -> Iterator[tuple[Columns, NDArray[np.int64], Point]]:
+    """As `follow_file`, where cached places say where records begin: their headers are proven, as in
+    `prove_places`, and values are not checked. Stops where the places are wrong."""
+    at = 0
+    while at < len(places) and places[at] == start.offset:
+        here = places[at : at + PIECE_RECORDS]
+        here = here[: max(1, int(np.searchsorted(here, here[0] + READ_BYTES)))]
+        size = int(here[-1] - here[0]) + RECORD_HEADER_BYTES
+        if not 0 < size <= 2 * READ_BYTES:
+            return
+        raw = file.pread(size, start.offset)
+        here = here[(here >= start.offset) & (here - start.offset <= len(raw) - RECORD_HEADER_BYTES)]
+        columns = columns_of(gather_headers(raw, here - start.offset))
+        good = columns[: _count_true(_follows(columns, here, start, config))]
+        ends = np.flatnonzero((good.flags & np.uint16(BATCH_GOES_ON)) == 0)
+        if not len(ends):
+            return
+        count = int(ends[-1]) + 1
+        offset = int(here[count - 1] + columns.raw_sizes[count - 1])
+        start = Point(offset=offset, seq=int(columns.seq[count - 1]), time_ms=int(columns.time[count - 1]))
+        yield columns[:count], here[:count], start
+        at += count
+
+
+def usable_places(cached: Places, first_seq: int, trust: Trust) -> NDArray[np.int64]:
+    """Of cached places those of records that need no second look: all but the newest if the machine was not
+    restarted, else the durable ones."""
+    used = len(cached) if cached.all() else int(np.argmin(cached != 0))
+    count = used - _UNPROVEN_RECORDS if trust.same_boot else min(used, trust.durable_seq - first_seq + 1)
+    return cached[: max(0, count)].astype(np.int64)
+
+
 def pieces_at(buf: mmap, places: Places) -> Iterator[Columns]:
     """The columns of the records at these places, some at a time."""
     for start in range(0, len(places), PIECE_RECORDS):
@@ -188,11 +222,6 @@ def _follows(columns: Columns, places: NDArray[np.int64], start: Point, config: 
     good &= (columns.flags & ~np.uint16(KNOWN_FLAGS)) == 0
     good &= columns.time >= np.concatenate((np.array([start.time_ms], np.uint64), columns.time[:-1]))
     return good
-
-
-def is_dense(columns: Columns, places: NDArray[np.int64], start: Point, config: Config) -> bool:
-    """Whether all of these records follow one another from `start` on."""
-    return bool(_follows(columns, places, start, config).all())
 
 
 def _count_true(mask: NDArray[np.bool_]) -> int:
