@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import ourdb
 from backup.restore import RestoreOptions, RestoreReport, restore
 from compactor.head import Known
+from compactor.path import route
 from compactor.store import StoreOptions
 from ourdb import line
 from ourdb.config import Config
@@ -171,7 +172,8 @@ def test_a_merged_path_restores_the_state_and_claims_only_what_is_exact(tmp_path
                 assert (chain is not None) >= (point == 17 or 40 <= point <= 60 or point in (70, seq))
 
 
-def test_parts_of_a_stretch_are_restored_together(tmp_path):
+@pytest.mark.parametrize("seq", [50, 55, 60])
+def test_parts_of_a_stretch_are_restored_together(tmp_path, seq):
     log = writes(60)
     world = memory_world()
     world.line(G1, log, [60])
@@ -181,8 +183,8 @@ def test_parts_of_a_stretch_are_restored_together(tmp_path):
     world.segment(G1, 41, 50, [(50, 50)], stretch=Stretch(9, 3, 3))
     world.segment(G1, 51, 60)
     world.publish()
-    restore(world.url, tmp_path / "db")
-    assert_equals(tmp_path / "db", log, 60)
+    restore(world.url, tmp_path / "db", seq=seq)
+    assert_equals(tmp_path / "db", log, seq)
 
 
 @pytest.mark.parametrize(
@@ -545,7 +547,7 @@ def histories(draw: st.DrawFn) -> Log:
     for _ in range(draw(st.integers(1, 12))):
         time += draw(st.sampled_from([0, 1, 1000]))
         ids = draw(st.lists(st.integers(0, 4), min_size=1, max_size=4))
-        log.batch([(n, draw(st.sampled_from([None, b"", b"v" * 50, b"w"]))) for n in ids], time)
+        log.batch([(n, draw(st.sampled_from([None, b"", b"v" * 50, b"w" * 1500]))) for n in ids], time)
     return log
 
 
@@ -553,18 +555,30 @@ def histories(draw: st.DrawFn) -> Log:
 @given(histories(), st.data())
 def test_any_history_restores_to_any_point_through_any_segments(tmp_path_factory, log, data):
     world = memory_world()
+    world.config = Config(file_size=8 << 10, record_size_max=2 << 10)
     ends = log.ends()
     cuts = sorted(data.draw(st.sets(st.sampled_from(ends)), label="cuts") - {len(log)})
     world.line(G1, log, cuts)
     for _ in range(data.draw(st.integers(0, 2), label="merged")):
-        starts = [0, *cuts]
-        first = data.draw(st.sampled_from(starts), label="after") + 1
+        first = data.draw(st.sampled_from([0, *cuts]), label="after") + 1
         last = data.draw(st.sampled_from([end for end in [*cuts, len(log)] if end >= first]), label="upto")
         inside = [end for end in ends if first <= end <= last]
-        horizon = data.draw(st.sampled_from(inside), label="horizon")
-        world.segment(G1, first, last, [(horizon, last)], level=1)
+        runs = [(data.draw(st.sampled_from(inside), label="horizon"), last)]
+        for pin in sorted(data.draw(st.sets(st.sampled_from(inside)), label="pins"), reverse=True):
+            if pin < runs[0][0] - 1:
+                runs.insert(0, (pin, pin))
+        world.segment(G1, first, last, runs, level=1)
+    if data.draw(st.booleans(), label="sources are gone"):
+        world.segments[:] = [s for s in world.segments if s.level] or world.segments
     world.publish()
-    seq = data.draw(st.sampled_from(ends), label="target")
+    offered = [seq for seq in ends if route(world.view, G1, seq)]
+    if not offered:
+        return
+    seq = data.draw(st.sampled_from(offered), label="target")
     path = tmp_path_factory.mktemp("restored") / "db"
     restore(world.url, path, seq=seq)
     assert_equals(path, log, seq)
+    with LogReader(path) as reader:
+        reader.find_end()
+        for point in ends:
+            assert reader.chain_at(point) in (None, log.chains[point])
