@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import ourdb as engine
-from tests.cli_runner import failed, ok
+from ourdb.errors import StorageError
+from tests.cli_runner import failed, ok, ourdb
 
 
 @pytest.fixture
@@ -165,3 +166,24 @@ def test_file_that_is_not_there_is_named(notes: Path, tmp_path: Path) -> None:
 
 def test_empty_import_is_done_at_once(notes: Path) -> None:
     assert ok("import", notes, "-", "--json").json["records"] == 0
+
+
+def test_failure_in_the_middle_says_how_many_records_are_written(
+    notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = engine.OurDB.commit
+    batches: list[int] = []
+
+    def fail_the_third(*words: Any, **options: Any) -> None:
+        batches.append(1)
+        if len(batches) == 3:
+            raise StorageError("no space left", kind="disk_full")
+        commit(*words, **options)
+
+    monkeypatch.setattr(engine.OurDB, "commit", fail_the_third)
+    many = lines(*({"id": number, "value": "x"} for number in range(10)))
+    done = ourdb("import", notes, "-", "--batch", 4, "--json", stdin=many)
+    assert done.code == 1
+    assert (done.json["error"]["kind"], done.json["error"]["records_written"]) == ("disk_full", 8)
+    assert "the first 8 records" in done.json["error"]["message"]
+    assert len(state(notes)) == 8

@@ -140,7 +140,7 @@ def check_file(db: OurDB, file: IO[bytes], lines_max: int, watch: Watch) -> Inta
 def write_file(db: OurDB, file: IO[bytes], lines_max: int, watch: Watch) -> Intake:
     """Writes the lines of a file that was checked, batch by batch; what returns is acknowledged.
 
-    An error in the middle leaves whole batches written: its field `lines_written` says how many lines.
+    An error in the middle leaves whole batches written: its field `records_written` says how many records.
     """
     first_seq, importing = db.last_seq + 1, takes_ids(db)
     lines = read_lines(file, db.config, watch)
@@ -159,7 +159,8 @@ def write_file(db: OurDB, file: IO[bytes], lines_max: int, watch: Watch) -> Inta
                 last_seq=db.last_seq,
             )
     except Error as error:
-        error.fields.setdefault("lines_written", done.records)
+        error.fields["records_written"] = done.records
+        error.message += f" (the first {done.records} records of the file are written)"
         raise
     return done
 
