@@ -200,6 +200,11 @@ def test_condense_keeps_the_newest_and_what_it_is_told(notes: Path) -> None:
     assert failed("condense", notes, "--window", "1d", "--keep-versions", 1)["kind"] == "usage"
 
 
+def test_no_command_is_a_usage_error_that_names_the_help() -> None:
+    done = ourdb()
+    assert (done.code, done.out, done.err) == (2, b"", "ourdb: error: missing command (see ourdb --help)\n")
+
+
 def test_unknown_command_names_the_nearest(tmp_path: Path) -> None:
     assert "did you mean export?" in failed("exprot", tmp_path)["message"]
     assert ourdb("--version").code == 0

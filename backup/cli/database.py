@@ -89,10 +89,13 @@ def check_command(directory: Path, as_json: bool) -> None:
     "--window",
     callback=parse_span,
     metavar="30d",
-    help="Keep every state of so long, of before the last.",
+    help="Give up what is older than this, but for the last state.",
 )
 @click.option(
-    "--keep-versions", type=click.IntRange(min=1), metavar="N", help="Keep so many versions of each id."
+    "--keep-versions",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Give up all but so many versions of each id.",
 )
 @click.option("--forget", metavar="URL", help="No longer spare what this store does not have yet.")
 @click.option("--dry-run", is_flag=True, help="Say what would go, write nothing.")
