@@ -146,13 +146,15 @@ class Machine:
             assert log.find_end().seq == seq
             chain = log.chain_at(seq)
         assert chain is not None
-        line = self.line
-        owner = owner_of(head, line.generation if line.generation in head.generations else "", seq)
+        line, mark = self.line, self.mark
+        assert mark is not None
+        begun = line.generation in head.generations
+        owner = owner_of(head, line.generation if begun else mark.generation, seq)
         end = owner
         while end.successor:
             end = head.generations[end.successor]
         store = self.shop.url.identity
-        mark = Mark(
+        left = Mark(
             url=self.shop.url.display, generation=owner.id, seq=seq, chain=chain, revision=0, run="0" * 16
         )
         lines.create(
@@ -169,7 +171,7 @@ class Machine:
                 revision=head.kept.revision,
                 run=head.kept.run,
             ),
-            marks={store: mark},
+            marks={store: left},
         )
         return other
 

@@ -10,6 +10,7 @@ import backup
 import ourdb
 from compactor.store import Reply
 from ourdb.errors import (
+    DamageError,
     FencedError,
     TemporaryError,
 )
@@ -217,6 +218,18 @@ def test_local_records_are_durable_before_they_are_shipped(
     store.interleave("put_stream", "segments/", lambda: order.append("put"))
     machine.run(store)
     assert order == [(105, 110), "put"]
+
+
+@pytest.mark.parametrize("file", ["0.db", "1.db"], ids=["sealed", "active"])
+def test_record_that_is_damaged_here_is_never_shipped(shop: Shop, file: str) -> None:
+    machine = Machine(shop).write(20, value=b"needle", rotate=True).write(20, value=b"needle")
+    content = bytearray((machine.path / file).read_bytes())
+    content[content.index(b"needle", 1000)] ^= 1
+    (machine.path / file).write_bytes(content)
+    with pytest.raises(DamageError) as caught:
+        machine.run()
+    assert caught.value.kind == "corrupt"
+    assert not shop.keep()
 
 
 def test_mark_says_what_the_acknowledged_put_wrote(shop: Shop) -> None:
