@@ -51,7 +51,8 @@ class ActiveFile:
 
     @classmethod
     def create(cls, directory: Directory, header: Header) -> ActiveFile:
-        """A new, empty file whose header and directory entry are durable. It counts when the list names it."""
+        """A new, empty file whose header and directory entry are durable. It counts when the list names
+        it."""
         entry = FileEntry(nr=header.file_nr, file_id=header.file_id, first_seq=header.first_seq)
         path = directory.data_path(entry)
         with directory.fs.open(path, write=True, create=True, exclusive=True) as file:

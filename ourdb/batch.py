@@ -139,7 +139,8 @@ class Batch:
         return self._ids
 
     def _take_all(self, pairs: list[tuple[int | None, Buffer]]) -> bool:
-        """Whether these are ids and values that need no look one by one, which is dear; then they are taken."""
+        """Whether these are ids and values that need no look one by one, which is dear; then they are
+        taken."""
         db = self._db
         if not pairs or db.config.mode == "incremental":
             return False

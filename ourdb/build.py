@@ -158,8 +158,8 @@ class DirectoryBuilder:
         return builder
 
     def finish(self) -> None:
-        """The empty active file, the list of files, the line if there is none yet, and the identity, which makes
-        it a database. All of it is durable when this returns."""
+        """The empty active file, the list of files, the line if there is none yet, and the identity, which
+        makes it a database. All of it is durable when this returns."""
         entries = [builder.entry for builder in self._files]
         sealed = tuple(entry for entry in entries if entry is not None)
         if len(sealed) != len(entries):

@@ -13,7 +13,7 @@ from ourdb.checkpoint import load_checkpoint
 from ourdb.config import Config
 from ourdb.directory import Directory, FileEntry, FileList
 from ourdb.errors import DamageError
-from ourdb.files import FileSystem, require_linux
+from ourdb.files import File, FileSystem, require_linux
 from ourdb.recovery import Point, check_header, find_later_write, follow_file
 from ourdb.sealed import open_segment
 from ourdb.segment.header import HEADER_BYTES
@@ -138,24 +138,43 @@ def _check_active(
     with directory.fs.open(directory.data_path(entry)) as file:
         check_header(file, files, uuid)
         end = Point(offset=HEADER_BYTES, seq=entry.first_seq - 1, time_ms=report.last_time)
-        for columns, _, end in follow_file(file, end, config):  # noqa: B007
-            report.records += len(columns)
-        report.bytes += end.offset
-        report.last_seq, report.last_time = end.seq, end.time_ms
-        trust = directory.load_trust()
-        bad = file.pread(36, end.offset)
-        later = None
-        if trust.same_boot and any(bad) and directory.load_list() == files:
-            tail = file.pread(_SEARCH_BYTES, end.offset)
-            later = find_later_write(tail, 1, len(tail), end.seq + 1, bad, config)
-    if end.seq < trust.durable_seq or later:
-        what = f"record {later} lies behind it" if later else f"the log was durable up to {trust.durable_seq}"
+        problem, further = None, _follow(file, end, config)
+        while further != end:  # what was written between two looks is no damage
+            end = further
+            problem = _judge_end(directory, files, file, end, config)
+            further = _follow(file, end, config)
+        if end.seq < entry.first_seq:
+            problem = _judge_end(directory, files, file, end, config)
+    report.records += end.seq - entry.first_seq + 1
+    report.bytes += end.offset
+    report.last_seq, report.last_time = end.seq, end.time_ms
+    if problem:
         raise DamageError(
-            f"no valid record {end.seq + 1} in {entry.name} at offset {end.offset}, but {what}",
+            f"no valid record {end.seq + 1} in {entry.name} at offset {end.offset}, but {problem}",
             file=entry.name,
             offset=end.offset,
             seq=end.seq + 1,
         )
+
+
+def _follow(file: File, start: Point, config: Config) -> Point:
+    """Where the last whole batch ends, each byte of it checked."""
+    end = start
+    for _, _, upto in follow_file(file, start, config):
+        end = upto
+    return end
+
+
+def _judge_end(directory: Directory, files: FileList, file: File, end: Point, config: Config) -> str | None:
+    """Why the log cannot end there, None: it can."""
+    trust = directory.load_trust()
+    if end.seq < trust.durable_seq:
+        return f"the log was durable up to {trust.durable_seq}"
+    tail = file.pread(_SEARCH_BYTES, end.offset)
+    if not trust.same_boot or not any(tail[:36]) or directory.load_list() != files:
+        return None
+    later = find_later_write(tail, 1, len(tail), end.seq + 1, tail[:36], config)
+    return f"record {later} lies behind it" if later else None
 
 
 def _check_caches(

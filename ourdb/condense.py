@@ -2,8 +2,8 @@
 
 What is merged is decided first (`plan_condense`), then written. The list of files is the commit: before it
 new files are garbage, after it the old ones are. A shipped mark is never merged across, and what comes after
-the lowest one stays exact: so an own directory never looks like a fork, and nothing is lost that no store has.
-"""
+the lowest one stays exact: so an own directory never looks like a fork, and nothing is lost that no store
+has."""
 
 from __future__ import annotations
 

@@ -193,7 +193,8 @@ class OurDB(Reading):
         return id  # type: ignore[return-value]
 
     def delete(self, id: int) -> None:
-        """Write a tombstone: the id has no value from now on; its history stays. MissingIdError if it has none."""
+        """Write a tombstone: the id has no value from now on; its history stays. MissingIdError if it has
+        none."""
         with self._writing():
             if id not in self:
                 raise missing(id)
@@ -204,9 +205,9 @@ class OurDB(Reading):
     def batch(self, *, importing: bool = False) -> Batch:
         """A context manager that collects writes: all of them when it ends, none after an exception.
 
-        It has `set`, `get`, `delete`, `db[id]`, `in`, and sees its own writes. importing: in incremental mode,
-        take given ids that are not there yet; only while nothing but imports was written to the database.
-        """
+        It has `set`, `get`, `delete`, `db[id]`, `in`, and sees its own writes. importing: in incremental
+        mode, take given ids that are not there yet; only while nothing but imports was written to the
+        database."""
         return Batch(self, importing=importing)
 
     def set_many(
@@ -320,7 +321,8 @@ class OurDB(Reading):
         size = RECORD_BYTES_MIN * count + sum(map(len, filter(None, values)))
         if size > GIB or HEADER_BYTES + size > area_end(self.config.file_size, count):
             raise InvalidError(
-                f"a batch must fit into file_size ({self.config.file_size}) and 1 GiB: {size} bytes, {count} records"
+                f"a batch must fit into file_size ({self.config.file_size}) and 1 GiB: "
+                f"{size} bytes, {count} records"
             )
         if self._pos + size > self._limit:
             self._make_room(size, count)
@@ -481,14 +483,15 @@ class OurDB(Reading):
 
         window_ms: keep every state of the last so many milliseconds, counted back from the earlier of now and
         the last record; before it only what these states need. keep_versions: keep that many versions of each
-        id besides; without window_ms nothing else is kept of the past. What was not shipped to a store yet, to
-        any one that this database was backed up to, stays whole; `forget` drops a store. dry_run: plan only.
-        """
+        id besides; without window_ms nothing else is kept of the past. What was not shipped to a store yet,
+        to any one that this database was backed up to, stays whole; `forget` drops a store. dry_run: plan
+        only."""
         with self._writing():
             return condense(self, window_ms=window_ms, keep_versions=keep_versions, dry_run=dry_run)
 
     def forget(self, store: str) -> None:
-        """Drop the shipped mark of a store (its identity), so that condensing need not spare what it has not."""
+        """Drop the shipped mark of a store (its identity), so that condensing need not spare what it has
+        not."""
         forget_mark(self._directory, store)
 
     def replace_files(self, files: FileList) -> None:
@@ -550,7 +553,8 @@ class OurDB(Reading):
         self._active = (0, closed, closed)
 
     def destroy(self) -> None:
-        """Close, and remove the database with all that belongs to it. What is foreign in the directory stays."""
+        """Close, and remove the database with all that belongs to it. What is foreign in the directory
+        stays."""
         self._require_open()
         directory = self._directory
         self.close()

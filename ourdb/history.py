@@ -1,6 +1,6 @@
 """Versions of an id, and states of the past: which moments can be told exactly, and what held then."""
 
-# ruff: noqa: A001, A002  (an id is called id)
+# ruff: noqa: A002  (an id is called id)
 
 from __future__ import annotations
 

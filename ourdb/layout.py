@@ -34,8 +34,8 @@ class Cut:
 
 
 class Cutter:
-    """Cuts records into files as they come, in order. runs: where they are exact; bytes_max: of the records of
-    a file, each counted with `extra` bytes for the index."""
+    """Cuts records into files as they come, in order. runs: where they are exact; bytes_max: of the records
+    of a file, each counted with `extra` bytes for the index."""
 
     def __init__(self, first_seq: int, runs: Sequence[Run], bytes_max: int, extra: int) -> None:
         self._runs, self._bytes_max, self._extra = runs, bytes_max, extra
@@ -118,7 +118,8 @@ def summarize_cuts(whole: Summary, cuts: Sequence[Cut], columns: FetchColumns) -
             ).validate()
         )
         chain = chain_after
-        # Between two parts no moment can be told; elsewhere it is the time of the very next record, kept or not.
+        # Between two parts no moment can be told; elsewhere it is the time of the very next record, kept or
+        # not.
         if following_cut:
             first_time = following_cut.first_time if cut.goes_on or next_time is None else next_time
     return summaries

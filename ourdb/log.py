@@ -182,8 +182,8 @@ class LogReader:
         """Cut a range, which begins after a batch end and ends at one, into pieces of whole batches.
 
         A piece lies in one data file and has at most `raw_bytes_max` bytes of records, unless a single batch
-        has more. A condensed file, which is not exact, is one piece, whole, even if it begins before the range.
-        """
+        has more. A condensed file, which is not exact, is one piece, whole, even if it begins before the
+        range."""
         tail = self._require_tail()
         if not 1 <= first_seq <= last_seq <= tail.end.seq:
             raise InvalidError(
@@ -273,7 +273,7 @@ class LogReader:
                 continue
             break
         raise TemporaryError(
-            f"seq {piece.summary.first_seq} to {piece.summary.last_seq} were condensed while they were read: try again"
+            f"seq {piece.summary.first_seq} to {piece.summary.last_seq} were condensed meanwhile: try again"
         )
 
     # -- inside -----------------------------------------------------------------------------------

@@ -85,7 +85,8 @@ class LogTail:
             yield columns
 
     def run(self) -> Run:
-        """The exact run from the file's start to the end that was read, for folding: its times are not set."""
+        """The exact run from the file's start to the end that was read, for folding: its times are not
+        set."""
         return Run(
             first_seq=self.entry.first_seq,
             last_seq=self.end.seq,

@@ -6,7 +6,7 @@ a byte for each 65,536. All three are anonymous mappings without reserve: the ke
 it is first written, so that id 2^32-1 costs a page and not 25 GB.
 """
 
-# ruff: noqa: A001, A002  (an id is called id)
+# ruff: noqa: A002  (an id is called id)
 
 from __future__ import annotations
 

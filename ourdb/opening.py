@@ -60,14 +60,14 @@ def open(  # noqa: A001
 ) -> OurDB:
     """Open a database directory; make it if it is not there and `create` says so.
 
-    mode: "kv" (ids are given) or "incremental" (1, 2, 3 ... are given out). record_nr_max: highest id allowed,
-    to 2^32-1. record_size_max: longest value in bytes, to 1 GiB. file_size: a data file is rotated before it
-    is larger, bytes, below 4 GiB. These four are fixed when the database is made. sync: "never", "interval"
-    (each second) or "always"; said here it holds for this handle. readonly: beside a writer in another
-    process, which is followed. reset: throw away what is there. fs: for tests.
+    mode: "kv" (ids are given) or "incremental" (1, 2, 3 ... are given out). record_nr_max: highest id
+    allowed, to 2^32-1. record_size_max: longest value in bytes, to 1 GiB. file_size: a data file is rotated
+    before it is larger, bytes, below 4 GiB. These four are fixed when the database is made. sync: "never",
+    "interval" (each second) or "always"; said here it holds for this handle. readonly: beside a writer in
+    another process, which is followed. reset: throw away what is there. fs: for tests.
 
-    Raises NotFoundError (`no_database`), LockedError (another process writes it), InvalidError (an option that
-    contradicts the stored configuration, by name), DamageError (file, offset and seq say where),
+    Raises NotFoundError (`no_database`), LockedError (another process writes it), InvalidError (an option
+    that contradicts the stored configuration, by name), DamageError (file, offset and seq say where),
     ExistsError (a directory that is not empty and no database), StorageError.
     """
     require_linux()
@@ -328,7 +328,7 @@ def _clear_tail(
         kept = torn / f"{name}-{len(earlier)}.torn"
         directory.fs.copy_out(file, end.offset, last, kept)
         notes.append(
-            f"the log ends after seq {end.seq}: {last - end.offset} bytes of a write that was not finished were "
+            f"the log ends after seq {end.seq}: {last - end.offset} bytes of an unfinished write were "
             f"dropped from {active.entry.name} at offset {end.offset} and kept in {TORN}/{kept.name}"
         )
         for offset, length in dirty:
@@ -366,7 +366,7 @@ def _remove_unlisted(
             continue
         if header and header.first_seq > last_seq and any(head[HEADER_BYTES:]):
             raise DamageError(
-                f"{path.name} goes on after seq {last_seq}, but {FILES} does not name it: {FILES} is an old copy",
+                f"{path.name} goes on after seq {last_seq}, but {FILES}, an old copy, does not name it",
                 file=path.name,
                 seq=header.first_seq,
             )

@@ -6,7 +6,7 @@ touching a page that is gone ends a process. When the bytes there are no record 
 sealed: the list of files says.
 """
 
-# ruff: noqa: A001, A002  (an id is called id)
+# ruff: noqa: A002  (an id is called id)
 
 from __future__ import annotations
 
@@ -175,8 +175,8 @@ class ReadonlyDB(OurDB):
         self._use_lookup(self._lookup)
 
     def _refuse_damage(self) -> None:
-        """Where the log ends before what is known to be durable it is damaged. A writer may be at work, so that
-        what lies behind the end is not judged."""
+        """Where the log ends before what is known to be durable it is damaged. A writer may be at work, so
+        that what lies behind the end is not judged."""
         durable_seq = self._directory.load_trust().durable_seq
         if self._end.seq < durable_seq:
             self.refresh()

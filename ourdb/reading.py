@@ -236,7 +236,8 @@ class Reading(MutableMapping[int, bytes]):
         return None if where is None else _decode(*where, seq)
 
     def _load_record(self, seq: int) -> Record | None:
-        """As `record`, under the lock: maps the file if need be, and rebuilds its places if they are wrong."""
+        """As `record`, under the lock: maps the file if need be, and rebuilds its places if they are
+        wrong."""
         first = self._active[0]
         if seq >= first:
             try:
@@ -294,7 +295,8 @@ class Reading(MutableMapping[int, bytes]):
     def items(  # type: ignore[override]
         self, order: Order = "id", *, at: When | None = None, seq: int | None = None
     ) -> Iterator[tuple[int, bytes]]:
-        """Ids and values, by ascending id or (`order="log"`) as they were written; now, or as of a time or seq.
+        """Ids and values, by ascending id or (`order="log"`) as they were written; now, or as of a time or
+        seq.
 
         What is written meanwhile may or may not be seen; with `at` or `seq` it is that one state.
         """

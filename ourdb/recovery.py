@@ -136,8 +136,8 @@ def walk_file(file: File, start: Point, config: Config) -> Iterator[tuple[bytes,
 def follow_file(
     file: File, start: Point, config: Config
 ) -> Iterator[tuple[Columns, NDArray[np.int64], Point]]:
-    """The whole batches of a file from `start` on, read and checked piece by piece: columns, places, and where
-    the last whole batch that was seen ends. A batch without its end is not given out."""
+    """The whole batches of a file from `start` on, read and checked piece by piece: columns, places, and
+    where the last whole batch that was seen ends. A batch without its end is not given out."""
     pending: list[tuple[Columns, NDArray[np.int64]]] = []
     for piece, base, walk in walk_file(file, start, config):
         at = np.array(walk.places, np.int64)
@@ -212,7 +212,8 @@ def prove_places(buf: mmap, places: Places, start: Point, limit: int, config: Co
 
 
 def _follows(columns: Columns, places: NDArray[np.int64], start: Point, config: Config) -> NDArray[np.bool_]:
-    """Which records follow the one before: dense seqs, each beginning where the one before ends, in bounds."""
+    """Which records follow the one before: dense seqs, each beginning where the one before ends, in
+    bounds."""
     ends = places + columns.raw_sizes
     good: NDArray[np.bool_] = columns.seq == np.arange(
         start.seq + 1, start.seq + 1 + len(places), dtype=np.uint64
@@ -274,7 +275,7 @@ def refuse_damage(
         later = later or find_later_write(buf, max(begin, stop.offset + 1), end, stop.seq + 1, bad, config)
     if later is not None:
         raise DamageError(
-            f"record {stop.seq + 1} in {name} at offset {stop.offset} is damaged: record {later} lies behind it",
+            f"record {stop.seq + 1} in {name} at offset {stop.offset} is damaged: {later} lies behind it",
             **where,
         )
 

@@ -34,7 +34,8 @@ class Before:
 
 @dataclass(frozen=True, kw_only=True)
 class Rotated:
-    """The list that counts now, the entry of the sealed file, the new active file, and what holds before it."""
+    """The list that counts now, the entry of the sealed file, the new active file, and what holds before
+    it."""
 
     files: FileList
     entry: FileEntry

@@ -1,6 +1,6 @@
 """A sealed data file: a segment whose blocks are raw, mapped when it is first read."""
 
-# ruff: noqa: A001, A002  (an id is called id)
+# ruff: noqa: A002  (an id is called id)
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 class Syncer:
-    """Syncs every `interval_s` seconds if anything was written; ends with the database, closed or forgotten."""
+    """Syncs every `interval_s` seconds if anything was written; ends with the database, closed or
+    forgotten."""
 
     def __init__(self, db: OurDB, interval_s: float) -> None:
         self._stop = threading.Event()

@@ -61,13 +61,16 @@ def test_built_directory_equals_its_source_and_goes_on(source: Path, tmp_path: P
             db.uuid,
             db.config,
         )
-        assert made.get_history(7) == db.get_history(7) and made.get_history(300) == db.get_history(300)
+        assert made.get_history(7) == db.get_history(7)
+        assert made.get_history(300) == db.get_history(300)
         assert dict(made.items(seq=100)) == dict(db.items(seq=100))
-        assert made.get_next_id() == 301 and made.set(b"new") == 301
+        assert made.get_next_id() == 301
+        assert made.set(b"new") == 301
         made.rotate()
     assert check(tmp_path / "copy").problems == []
     known = line.load(tmp_path / "copy")
-    assert known is not None and known.generation == "00000000000000a1"
+    assert known is not None
+    assert known.generation == "00000000000000a1"
 
 
 def test_line_that_is_there_already_is_kept(source: Path, tmp_path: Path) -> None:
@@ -75,14 +78,16 @@ def test_line_that_is_there_already_is_kept(source: Path, tmp_path: Path) -> Non
     line.create(tmp_path / "copy", "00000000000000b2")
     copy(source, tmp_path / "copy")
     known = line.load(tmp_path / "copy")
-    assert known is not None and known.generation == "00000000000000b2"
+    assert known is not None
+    assert known.generation == "00000000000000b2"
 
 
 def test_empty_database_is_built(tmp_path: Path) -> None:
     ourdb.open(tmp_path / "db").close()
     copy(tmp_path / "db", tmp_path / "copy")
     with ourdb.open(tmp_path / "copy") as made:
-        assert made.last_seq == 0 and made.set(b"x", 0) == 0
+        assert made.last_seq == 0
+        assert made.set(b"x", 0) == 0
 
 
 def test_bytes_that_are_not_what_the_columns_say_are_found(source: Path, tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ def test_condensing_without_a_window_merges_files_and_keeps_every_state(path: Pa
         before = states(db)
         report = db.condense()
         assert (report.files_before, report.files_after, report.records_after) == (5, 1, 60)
-        assert states(db) == before and len(before) == 61
+        assert states(db) == before
+        assert len(before) == 61
         assert db.condense().files_after == 1
 
 
@@ -56,17 +57,20 @@ def test_keep_versions_drops_the_past_but_for_so_many_of_each_id(path: Path) -> 
         db.delete(3)
         last = dict(db)
         foreseen = db.condense(keep_versions=2, dry_run=True)
-        assert db._list.sealed == () and foreseen.records_before == 101
+        assert db._list.sealed == ()
+        assert foreseen.records_before == 101
         report = db.condense(keep_versions=2)
         assert (report.records_after, report.files_after) == (foreseen.records_after, foreseen.files_after)
-        assert dict(db) == last and sorted(states(db)) == [0, 101]
+        assert dict(db) == last
+        assert sorted(states(db)) == [0, 101]
         assert [len(db.get_history(id_)) for id_ in range(10)] == [2] * 10
-        assert [version.value for version in db.get_history(3)][0] is None
+        assert next(version.value for version in db.get_history(3)) is None
         with pytest.raises(UnreachableError) as caught:
             db.get(1, seq=50)
         assert caught.value.fields["nearest_after"]["seq"] == 101
     with ourdb.open(path) as db:
-        assert dict(db) == last and 3 not in db
+        assert dict(db) == last
+        assert 3 not in db
     assert check(path).records == report.records_after
 
 
@@ -144,7 +148,8 @@ def test_stretch_that_is_larger_than_a_file_is_cut_into_parts(path: Path, size: 
         assert report.records_after == 40
         stretches = [file.summary.stretch for file in db._files[1]]
         assert (None not in stretches and len(stretches) > 1) == (size == 200)
-        assert dict(db) == last and sorted(states(db)) == [0, 100]
+        assert dict(db) == last
+        assert sorted(states(db)) == [0, 100]
         sizes = [(path / entry.name).stat().st_size for entry in db._list.sealed]
         assert max(sizes) <= 9 * 1024
         fill(db, 40, ids=40, size=size)
@@ -163,4 +168,5 @@ def test_numbers_of_files_are_not_used_again_soon(path: Path) -> None:
             db.rotate()
             db.condense()
         numbers = [entry.nr for entry in db._list.files]
-        assert min(numbers) >= 3 and len(set(numbers)) == len(numbers)
+        assert min(numbers) >= 3
+        assert len(set(numbers)) == len(numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -93,7 +94,8 @@ def test_lost_or_damaged_cache_changes_nothing(path: Path, lost: str, how: str) 
                 file.write_bytes(harm[how](file.read_bytes()))
     for _ in range(2):
         with ourdb.open(path) as db:
-            assert dict(db.items()) == state and db.last_seq == 301
+            assert dict(db.items()) == state
+            assert db.last_seq == 301
             assert [db.get(id_) for id_ in state] == list(state.values())
             assert [version.value for version in db.get_history(999)] == [b"sealed"]
     assert find_problems(path).problems == []
@@ -111,13 +113,15 @@ def test_record_torn_at_any_byte_is_dropped_kept_and_noted(path: Path, tmp_path:
         shutil.copytree(path, copy)
         overwrite(active_file(copy), cut, bytes(len(whole) - cut))
         with ourdb.open(copy) as db:
-            assert dict(db.items()) == state and db.last_seq == 31
+            assert dict(db.items()) == state
+            assert db.last_seq == 31
             torn = whole[start:cut].rstrip(b"\0")
             assert len(db.notes) == (1 if torn else 0)
             assert [file.read_bytes() for file in (copy / "torn").iterdir()] == ([torn] if torn else [])
             db.set(b"new", 500)
         with ourdb.open(copy) as db:
-            assert dict(db.items()) == state | {500: b"new"} and db.notes == []
+            assert dict(db.items()) == state | {500: b"new"}
+            assert db.notes == []
         shutil.rmtree(copy)
 
 
@@ -127,14 +131,16 @@ def test_batch_without_its_end_is_dropped_whole(path: Path, missing: int) -> Non
     where = places(path)
     overwrite(active_file(path), where[-1 - missing], bytes(where[-1] - where[-1 - missing]))
     with ourdb.open(path) as db:
-        assert db.last_seq == 28 and db.get_history(3)[0].seq < 28
+        assert db.last_seq == 28
+        assert db.get_history(3)[0].seq < 28
 
 
 def test_torn_batch_whose_later_bytes_landed_first_is_no_corruption(path: Path) -> None:
     fill(path)
     overwrite(active_file(path), places(path)[-4], bytes(32))
     with ourdb.open(path) as db:
-        assert db.last_seq == 28 and len(db.notes) == 1
+        assert db.last_seq == 28
+        assert len(db.notes) == 1
 
 
 @pytest.mark.parametrize("part", [0, 4, 8, 12, 19, 20, 28, 40])
@@ -166,7 +172,8 @@ def test_bad_record_below_the_durable_mark_is_corruption_even_at_the_end(path: P
     for readonly in (False, True):
         with pytest.raises(DamageError) as caught:
             ourdb.open(path, readonly=readonly)
-        assert caught.value.fields["seq"] == 32 and caught.value.fields["offset"] == where
+        assert caught.value.fields["seq"] == 32
+        assert caught.value.fields["offset"] == where
 
 
 def test_after_a_power_cut_every_value_above_the_durable_mark_is_read(
@@ -177,10 +184,12 @@ def test_after_a_power_cut_every_value_above_the_durable_mark_is_read(
     overwrite(active_file(path), where[21] + 36, b"#")  # in the middle, valid records behind it
     reboot(monkeypatch)
     with ourdb.open(path) as db:
-        assert db.last_seq == 22 and len(db.notes) == 1
+        assert db.last_seq == 22
+        assert len(db.notes) == 1
         db.set(b"goes on", 1)
     with ourdb.open(path) as db:
-        assert db.last_seq == 23 and db[1] == b"goes on"
+        assert db.last_seq == 23
+        assert db[1] == b"goes on"
 
 
 def test_value_damaged_at_rest_is_an_error_when_it_is_read(path: Path) -> None:
@@ -190,7 +199,8 @@ def test_value_damaged_at_rest_is_an_error_when_it_is_read(path: Path) -> None:
         for read in (lambda: db[999], lambda: db.get_many([999] * 20), lambda: db.get_history(999)):
             with pytest.raises(DamageError) as caught:
                 read()
-            assert caught.value.fields["file"] == "0.db" and caught.value.fields["seq"] == 1
+            assert caught.value.fields["file"] == "0.db"
+            assert caught.value.fields["seq"] == 1
         assert db[1] == b"batch"
     with pytest.raises(DamageError):
         check(path)
@@ -242,7 +252,8 @@ def test_crash_between_commit_and_cut_of_a_rotation_is_repaired(path: Path) -> N
     with ourdb.open(path, readonly=True) as reader:
         assert reader[1] == b"batch"
     with ourdb.open(path) as db:
-        assert db[1] == b"batch" and active_file(path).stat().st_size == size
+        assert db[1] == b"batch"
+        assert active_file(path).stat().st_size == size
 
 
 class Faulty(FileSystem):
@@ -324,16 +335,15 @@ def test_any_call_that_fails_during_rotation_or_condensing_loses_nothing(path: P
         shutil.copytree(path, copy)
         fs = Faulty(OSError(5, "broken"))
         fs.pick = lambda _what, _path, number, failing=failing: number == failing  # type: ignore[misc]
-        try:
+        with contextlib.suppress(Error):
             work(fs, copy)
-        except Error:
-            pass
         with ourdb.open(copy) as db:
             found = dict(db.items())
             kept = set(state) - {5, 6}
             assert {id_: found.get(id_) for id_ in kept} == {id_: state[id_] for id_ in kept}
             assert found.get(6) in (state[6], b"last")
-            assert found.get(5) in (state.get(5), b"more") and db.last_seq >= 31
+            assert found.get(5) in (state.get(5), b"more")
+            assert db.last_seq >= 31
         assert find_problems(copy).problems == []
         shutil.rmtree(copy)
 
@@ -352,7 +362,8 @@ def test_space_behind_the_log_is_zero_before_anything_is_appended(path: Path) ->
         assert db.last_seq == 31
         db.set(bytes(64), 3)
     with ourdb.open(path) as db:
-        assert db.last_seq == 32 and db[2] != b"ghost"
+        assert db.last_seq == 32
+        assert db[2] != b"ghost"
 
 
 def test_file_closed_twice_is_closed_once(tmp_path: Path) -> None:

@@ -125,7 +125,8 @@ class DatabaseMachine(RuleBasedStateMachine):
                 self.check_given_up(seq)
 
     def check_given_up(self, seq: int) -> None:
-        """A state that need not be told any more is told rightly or not at all; inside a batch there is none."""
+        """A state that need not be told any more is told rightly or not at all; inside a batch there is
+        none."""
         try:
             found = dict(self.db.items(seq=seq))
         except UnreachableError as error:

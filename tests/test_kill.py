@@ -10,10 +10,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from tests.engine_writer import value_of
 
 import ourdb
 from ourdb.check import find_problems
+from tests.engine_writer import value_of
 
 WRITER = Path(__file__).with_name("engine_writer.py")
 ROUNDS = 8

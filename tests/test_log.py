@@ -78,7 +78,8 @@ def test_end_chain_and_batch_ends_are_those_of_the_records(path: Path) -> None:
         for seq in [*range(0, end.seq, 37), end.seq]:
             assert log.chain_at(seq) == chains[seq]
             assert log.batch_end_at_or_before(seq) == max((e for e in ends if e <= seq), default=0)
-        assert log.chain_at(end.seq + 1) is None and log.batch_end_at_or_before(end.seq + 99) == end.seq
+        assert log.chain_at(end.seq + 1) is None
+        assert log.batch_end_at_or_before(end.seq + 99) == end.seq
 
 
 @pytest.mark.parametrize("raw_bytes_max", [1, 5000, 40_000, 1 << 30])
@@ -91,7 +92,9 @@ def test_pieces_cover_a_range_at_batch_ends_and_keep_to_their_size(path: Path, r
         before = first - 1
         for piece in pieces:
             summary = piece.summary
-            assert summary.first_seq == before + 1 and summary.last_seq in ends and summary.exact
+            assert summary.first_seq == before + 1
+            assert summary.last_seq in ends
+            assert summary.exact
             assert log.chain_at(before) == summary.chain_before
             one_batch = not any(summary.first_seq <= end < summary.last_seq for end in ends)
             assert piece.raw_bytes <= raw_bytes_max or one_batch
