@@ -1,6 +1,6 @@
 """Fetches what a restore needs: indexes ahead of their use, then blocks, several ranges at a time.
 
-Memory is bounded by the number of threads: a task holds one range of stored blocks and their records.
+Memory is bounded: ranges of stored blocks and their records that are in flight have a limit together.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from ourdb.units import MIB
 
 STORED_BYTES_MAX = 4 * MIB  # of blocks in one request, unless a block is larger
 RAW_BYTES_MAX = 8 * MIB  # of their records
+IN_FLIGHT_BYTES_MAX = 64 * MIB  # of all ranges that are fetched and written at a time, or one larger block
 _READERS_MAX = 8
 
 
@@ -157,6 +158,12 @@ class _Work:
             yield first, stop
             first = stop
 
+    def memory(self, first: int, end: int) -> int:
+        """Bytes that a range of blocks needs while it is copied."""
+        stored = int(self.page.block_offsets[end] - self.page.block_offsets[first])
+        starts = self.page.block_starts
+        return stored + int(self.places[starts[end]] - self.places[starts[first]])
+
 
 class FileCopier:
     """Copies the blocks of a planned file to their places, and gives its columns again for its index."""
@@ -168,19 +175,24 @@ class FileCopier:
 
     def copy(self, plan: FilePlan, builder: SealedFileBuilder) -> None:
         """All records are in the file when this returns. Raises NoSuchKey, DamageError (with `key`)."""
-        running: deque[Future[None]] = deque()
+        running: deque[tuple[Future[None], int]] = deque()
+        in_flight = 0
         try:
             for work in self._works(plan):
                 for first, end in work.ranges():
-                    while len(running) >= self._ahead:
-                        running.popleft().result()
-                    running.append(self._pool.submit(_copy_blocks, work, first, end, builder))
-            while running:
-                running.popleft().result()
+                    size = work.memory(first, end)
+                    while running and (len(running) >= self._ahead or in_flight + size > IN_FLIGHT_BYTES_MAX):
+                        task, freed = running.popleft()
+                        task.result()
+                        in_flight -= freed
+                    running.append((self._pool.submit(_copy_blocks, work, first, end, builder), size))
+                    in_flight += size
+            for task, _ in running:
+                task.result()
         finally:
-            for task in running:
+            for task, _ in running:
                 task.cancel()
-            wait(running)  # none of them writes once this has returned
+            wait([task for task, _ in running])  # none of them writes once this has returned
 
     def columns(self, plan: FilePlan) -> Iterator[Columns]:
         """The columns of its records, slice by slice."""
