@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from backup.download import IN_FLIGHT_BYTES_MAX
 from backup.gauge import Meter
 from backup.options import Progress
 from backup.session import Session, open_session
@@ -18,6 +19,7 @@ from compactor.generations import Generation
 from compactor.path import open_lines, route, segments_of
 from compactor.store import NoSuchKey, Store, StoreOptions
 from compactor.view import View
+from ourdb.config import Config
 from ourdb.errors import DamageError
 from ourdb.names import HEAD_KEY, parse_key
 from ourdb.units import MIB
@@ -210,7 +212,10 @@ def _check_data(
             return problem if seq is None else replace(problem, message=f"{error.message} (seq {seq})")
         return None
 
-    with ThreadPoolExecutor(threads, "verify") as pool:
+    largest = Config.from_json(
+        dict(view.head.config)
+    ).record_size_max  # a thread has one such block in memory
+    with ThreadPoolExecutor(max(1, min(threads, IN_FLIGHT_BYTES_MAX // max(1, largest))), "verify") as pool:
         return [problem for problem in pool.map(check, entries) if problem]
 
 
