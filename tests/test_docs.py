@@ -208,3 +208,10 @@ def test_errors_page_shows_the_error_that_a_program_gets(tmp_path: Path) -> None
     (block,) = fenced(ERRORS, "json")
     ok("init", tmp_path / "db")
     assert failed("get", tmp_path / "db", 7) == json.loads(block)["error"]
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    for package in ("ourdb", "compactor", "backup"):
+        for file in (ROOT / package).rglob("*.py"):
+            for page in re.findall(r"docs/[\w/-]+\.md", file.read_text()):
+                assert (ROOT / page).exists(), (file, page)
