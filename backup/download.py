@@ -32,7 +32,7 @@ from ourdb.segment.reader import TAIL_BYTES, SegmentReader
 from ourdb.units import MIB
 
 STORED_BYTES_MAX = 4 * MIB  # of blocks in one request, unless a block is larger
-RAW_BYTES_MAX = 8 * MIB  # of their records
+RAW_BYTES_MAX = 16 * MIB  # of their records
 IN_FLIGHT_BYTES_MAX = 64 * MIB  # of all ranges that are fetched and written at a time, or one larger block
 _READERS_MAX = 8
 
