@@ -264,7 +264,7 @@ def _apply(db: OurDB, merges: Sequence[Merge]) -> None:
         for merge in merges:
             here = [
                 write_merged(db, merge, summary, numbers[len(made) + at])
-                for at, summary in _numbered(merge.outputs)
+                for at, summary in enumerate(merge.outputs)
             ]
             made += here
             replaced[merge.entries[0]] = here
@@ -282,10 +282,6 @@ def _apply(db: OurDB, merges: Sequence[Merge]) -> None:
     for entry in gone:
         directory.fs.unlink(directory.data_path(entry))
         directory.fs.unlink(directory.places_path(entry))
-
-
-def _numbered(outputs: Sequence[Summary]) -> list[tuple[int, Summary]]:
-    return list(enumerate(outputs))
 
 
 def _discard(directory: Directory, numbers: Sequence[int]) -> None:

@@ -7,7 +7,6 @@ test can record each of them, or make any of them fail.
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import sys
@@ -120,6 +119,9 @@ class File:
             os.close(self.fd)
             self.fd = -1
 
+    def __del__(self) -> None:
+        self.close()  # a handle that was forgotten gives its lock back
+
     def __enter__(self) -> File:
         return self
 
@@ -187,6 +189,8 @@ class FileSystem:
 
     def lock(self, path: Path, *, wait: bool) -> File | None:
         """The kernel's lock on a file, until it is closed or the process ends. None: another has it."""
+        import fcntl  # here, so that a system without it is refused by `require_linux` and not by an import
+
         file = self.open(path, write=True, create=True)
         try:
             fcntl.flock(file.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -142,19 +142,6 @@ class Lookup:
     def seqs(self, ids: Ids) -> Seqs:
         return self._wholes(self._table[ids])
 
-    def put(self, id: int, seq: int, alive: bool) -> None:
-        """One id, one record."""
-        if self.wide is None:
-            self.view[id] = seq
-        else:
-            _, pack_into, table, width, shift = self.wide
-            pack_into(table, id * width, seq & ((1 << shift) - 1), seq >> shift)
-        self.count += alive - self.live[id]
-        self.live[id] = alive
-        self.used[id >> 16] = 1
-        if self.highest is None or id > self.highest:
-            self.highest = id
-
     def note_new(self, id: int) -> None:
         """An id has a value that had none: what else has to be known of it. The caller stored the rest."""
         self.count += 1

@@ -101,8 +101,9 @@ def create(path: str | os.PathLike[str], *, fs: FileSystem | None = None, **opti
 
 
 def _open_writer(directory: Directory, options: dict[str, Any], *, reset: bool, create: bool) -> OurDB:
-    config = Config(**options).validate()
     existed = directory.exists()
+    if not existed or reset:
+        Config(**options).validate()  # before anything is made, or removed
     if not existed:
         directory.fs.make_directory(directory.path)
     lock = directory.lock()
@@ -112,7 +113,7 @@ def _open_writer(directory: Directory, options: dict[str, Any], *, reset: bool, 
         if not directory.exists():
             if existed and not (reset or create):
                 raise NotFoundError(f"not a database: {directory.path}", path=str(directory.path))
-            _make(directory, config)
+            _make(directory, Config(**options).validate())
         lock.ftruncate(0)
         lock.pwrite(b"%d\n" % os.getpid(), 0)
         uuid, stored = directory.load_identity()

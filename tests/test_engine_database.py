@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import threading
 from collections.abc import Iterator, MutableMapping
@@ -284,6 +285,21 @@ def test_data_files_without_identity_are_not_overwritten(db: ourdb.OurDB, path: 
 def test_creating_over_a_database_is_refused(db: ourdb.OurDB, path: Path) -> None:
     with pytest.raises(ExistsError):
         ourdb.create(path)
+
+
+def test_options_of_an_existing_database_need_not_be_whole(path: Path) -> None:
+    ourdb.open(path, file_size=2 << 30, record_size_max=600 << 20).close()
+    with ourdb.open(path, record_size_max=600 << 20) as db:
+        assert db.config.file_size == 2 << 30
+
+
+def test_handle_that_was_forgotten_gives_its_lock_back(path: Path) -> None:
+    db = ourdb.open(path)
+    db.set(b"x", 1)
+    del db
+    gc.collect()
+    with ourdb.open(path) as again:
+        assert again[1] == b"x"
 
 
 def test_reset_begins_anew(path: Path) -> None:
