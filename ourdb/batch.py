@@ -41,21 +41,20 @@ class EncodedBatch:
 
 def encode_batch(
     given: Sequence[int],
-    written: Sequence[bytes | None],
+    values: Sequence[bytes],
+    deleted: Sequence[int],
     lookup: Lookup,
     *,
     first_seq: int,
     time_ms: int,
 ) -> EncodedBatch:
-    """Records `first_seq` and on for these ids and values (None: a tombstone), all of one time, each but the
-    last saying that the batch goes on."""
+    """Records `first_seq` and on for these ids and values, all of one time, each but the last saying that the
+    batch goes on. deleted: indexes of those that are tombstones, whose value is empty."""
     count = len(given)
     ids = np.array(given, np.uint32)
     seqs = np.arange(first_seq, first_seq + count, dtype=np.uint64)
     alive = np.ones(count, np.bool_)
-    if None in written:
-        alive = np.fromiter((value is not None for value in written), np.bool_, count)
-    values = [value or b"" for value in written]
+    alive[list(deleted)] = False
     lengths = np.fromiter(map(len, values), np.int64, count)
     distinct = len(set(given)) == count
     headers = np.empty(count, HEADER_DTYPE)
@@ -94,12 +93,13 @@ def _previous(
 class Batch:
     """Collects writes for one database; see `OurDB.batch`. One thread."""
 
-    __slots__ = ("_db", "_done", "_ids", "_importing", "_values", "_written")
+    __slots__ = ("_db", "_deleted", "_done", "_ids", "_importing", "_values", "_written")
 
     def __init__(self, db: OurDB, *, importing: bool) -> None:
         self._db, self._importing = db, importing
         self._ids: list[int] = []
-        self._written: list[bytes | None] = []
+        self._written: list[bytes] = []
+        self._deleted: list[int] = []  # indexes of tombstones
         self._values: dict[int, bytes | None] = {}
         self._done = False
 
@@ -118,8 +118,10 @@ class Batch:
         return given
 
     def _add(self, id: int, value: bytes | None) -> None:
+        if value is None:
+            self._deleted.append(len(self._ids))
         self._ids.append(id)
-        self._written.append(value)
+        self._written.append(value or b"")
         self._values[id] = value
 
     def _again(self, id: int) -> None:
@@ -176,7 +178,7 @@ class Batch:
         """Write the batch. The `with` block does it at its end."""
         self._require_open()
         self._done = True
-        self._db.commit(self._ids, self._written, importing=self._importing)
+        self._db.commit(self._ids, self._written, self._deleted, importing=self._importing)
 
     def _require_open(self) -> None:
         if self._done:

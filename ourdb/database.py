@@ -198,7 +198,7 @@ class OurDB(Reading):
         with self._writing():
             if id not in self:
                 raise missing(id)
-            seq = self._append([int(id)], [None])
+            seq = self._append([int(id)], [b""], [0])
         if self._always:
             self._sync_to(seq)
 
@@ -225,13 +225,15 @@ class OurDB(Reading):
         batch = Batch(self, importing=importing)
         return batch.write_all(given)
 
-    def commit(self, ids: Sequence[int], values: Sequence[bytes | None], *, importing: bool = False) -> None:
-        """Write these records as one batch (None: a tombstone). Used by `Batch`."""
+    def commit(
+        self, ids: Sequence[int], values: Sequence[bytes], deleted: Sequence[int], *, importing: bool = False
+    ) -> None:
+        """Write these records as one batch; `deleted`: indexes of the tombstones. Used by `Batch`."""
         if not ids:
             return
         with self._writing():
             self._importing &= importing
-            seq = self._append(ids, values)
+            seq = self._append(ids, values, deleted)
         if self._always:
             self._sync_to(seq)
 
@@ -315,10 +317,10 @@ class OurDB(Reading):
             self._require_writable()
             return self.take_next_id()
 
-    def _append(self, ids: Sequence[int], values: Sequence[bytes | None]) -> int:
+    def _append(self, ids: Sequence[int], values: Sequence[bytes], deleted: Sequence[int]) -> int:
         """Append one batch; returns its last seq."""
         count = len(ids)
-        size = RECORD_BYTES_MIN * count + sum(map(len, filter(None, values)))
+        size = RECORD_BYTES_MIN * count + sum(map(len, values))
         if size > GIB or HEADER_BYTES + size > area_end(self.config.file_size, count):
             raise InvalidError(
                 f"a batch must fit into file_size ({self.config.file_size}) and 1 GiB: "
@@ -330,7 +332,7 @@ class OurDB(Reading):
         if now < self._time:
             now = self._hold_time(now)
         start, first = self._pos, self._seq + 1
-        encoded = encode_batch(ids, values, self._lookup, first_seq=first, time_ms=now)
+        encoded = encode_batch(ids, values, deleted, self._lookup, first_seq=first, time_ms=now)
         self._map[start : start + size] = encoded.data
         slot = first - self._first
         self._places[slot : slot + count] = (encoded.starts + start).astype(np.uint32).data
