@@ -5,6 +5,7 @@ Memory is bounded: ranges of stored blocks and their records that are in flight 
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections import OrderedDict, deque
@@ -70,8 +71,7 @@ class IndexSpool:
         fs: FileSystem,
     ) -> None:
         self._fetcher, self._steps, self._pool, self._ahead = fetcher, steps, pool, ahead
-        self._temporary = fs.call("create", folder, lambda: tempfile.TemporaryFile(dir=folder))  # noqa: SIM115
-        self._file = File(fs, self._temporary.fileno(), folder)
+        self._file = _temporary_file(folder, fs)
         self._end = 0
         self._asked = 0  # steps whose index was asked for
         self._kept: dict[str, Future[_Kept]] = {}
@@ -86,7 +86,7 @@ class IndexSpool:
         for future in fetching:
             future.cancel()
         wait(fetching)  # none of them may write once the descriptor can be another file's
-        self._temporary.close()
+        self._file.close()
 
     def reader(self, number: int) -> SegmentReader:
         """The reader of the segment of a step. Raises NoSuchKey, DamageError."""
@@ -130,6 +130,16 @@ class IndexSpool:
             length = min(INDEX_BYTES_MAX, entry.bytes - len(tail) - offset)
             self._file.pwrite(self._fetcher.read(entry, offset, length), place + offset - start)
         return _Kept(place, wanted)
+
+
+def _temporary_file(folder: Path, fs: FileSystem) -> File:
+    """A file without a name: it goes with its last descriptor."""
+
+    def create() -> int:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.dup(file.fileno())
+
+    return File(fs, fs.call("create", folder, create), folder)
 
 
 @dataclass(frozen=True)

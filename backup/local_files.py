@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,10 +53,6 @@ class Piece:
     run: Run | None
     place: Slice
 
-    @property
-    def first_seq(self) -> int:
-        return int(self.columns.seq[0])
-
     def split(self, at: int) -> tuple[Piece, Piece]:
         """The first `at` records, and the others."""
         middle = self.place.start + at
@@ -71,6 +68,39 @@ class Piece:
         ends = (self.columns.flags & np.uint16(BATCH_GOES_ON)) == 0
         ends |= self.columns.seq == np.uint64(self.run.last_seq)
         return np.flatnonzero(ends) + 1
+
+
+class _Part(NamedTuple):
+    """A piece as it waits and is taken: the columns only of an exact run, which have to be followed."""
+
+    place: Slice
+    run: Run | None
+    columns: Columns | None
+    first_seq: int
+    last_seq: int
+    first_time: int
+    last_time: int
+    records: int
+    raw_bytes: int
+
+    @classmethod
+    def of(cls, piece: Piece) -> _Part:
+        columns = piece.columns
+        return cls(
+            piece.place,
+            piece.run,
+            columns if piece.run else None,
+            int(columns.seq[0]),
+            int(columns.seq[-1]),
+            int(columns.time[0]),
+            int(columns.time[-1]),
+            len(columns),
+            int(columns.raw_sizes.sum()),
+        )
+
+    @property
+    def cost(self) -> int:
+        return self.raw_bytes + ENDING_BYTES_A_RECORD * self.records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +137,7 @@ class FileCutter:
     def __init__(self, file_size: int) -> None:
         self._bytes_max = file_size - HEADER_BYTES - ENDING_BYTES
         self._file: _Open | None = None
-        self._waiting: list[Piece] = []  # behind the last place where the file may be cut
+        self._waiting: list[_Part] = []  # behind the last place where the file may be cut
         self._fold: RunFold | None = None  # of the run that is open
         self._seq, self._time = 0, 0  # of the last record that is in a file
         self._chain: int | None = 0  # there, None: not known
@@ -132,12 +162,12 @@ class FileCutter:
         while len(piece.columns):
             ends = piece.ends()
             if not len(ends) or (self._step and self._step.stretch):
-                self._waiting.append(piece)
+                self._waiting.append(_Part.of(piece))
                 return
             taken = self._fitting(piece, ends)
             if taken:
                 head, piece = piece.split(taken)
-                self._take([*self._waiting, head])
+                self._take([*self._waiting, _Part.of(head)])
                 self._waiting = []
             else:
                 yield from self._close()
@@ -162,7 +192,7 @@ class FileCutter:
 
         An empty file takes at least what comes before the first such place.
         """
-        room = self._bytes_max - sum(_cost(waiting.columns) for waiting in self._waiting)
+        room = self._bytes_max - sum(part.cost for part in self._waiting)
         filled = self._file is not None and self._file.records > 0
         if self._file:
             room -= self._file.raw_bytes + ENDING_BYTES_A_RECORD * self._file.records
@@ -170,21 +200,21 @@ class FileCutter:
         fitting = int(np.searchsorted(costs, room, "right"))
         return int(ends[max(fitting, 0 if filled else 1) - 1]) if fitting or not filled else 0
 
-    def _take(self, pieces: list[Piece]) -> None:
-        for piece in pieces:
-            file = self._file or self._open(piece)
-            self._put(file, piece.place)
-            file.records += len(piece.columns)
-            file.raw_bytes += int(piece.columns.raw_sizes.sum())
-            if piece.run is not None:
-                self._follow(file, piece, piece.run)
-            self._seq, self._time = int(piece.columns.seq[-1]), int(piece.columns.time[-1])
+    def _take(self, parts: list[_Part]) -> None:
+        for part in parts:
+            file = self._file or self._open(part)
+            self._put(file, part.place)
+            file.records += part.records
+            file.raw_bytes += part.raw_bytes
+            if part.run is not None and part.columns is not None:
+                self._follow(file, part.columns, part.first_seq, part.run)
+            self._seq, self._time = part.last_seq, part.last_time
 
-    def _open(self, piece: Piece) -> _Open:
+    def _open(self, part: _Part) -> _Open:
         step = self._step
         assert step is not None
-        first_time = int(piece.columns.time[0])
-        if self._next_time is not None and piece.first_seq > self._seq + 1:
+        first_time = part.first_time
+        if self._next_time is not None and part.first_seq > self._seq + 1:
             first_time = self._next_time
         self._file = _Open(self._seq + 1, first_time, self._chain, step.stretch, step.level)
         return self._file
@@ -197,16 +227,16 @@ class FileCutter:
             file.slices.append(place)
         file.level = max(file.level, self._step.level if self._step else 0)
 
-    def _follow(self, file: _Open, piece: Piece, run: Run) -> None:
+    def _follow(self, file: _Open, columns: Columns, first_seq: int, run: Run) -> None:
         """Carries the chain and the highest id on through records of an exact run."""
-        if self._fold is None or piece.first_seq != self._seq + 1:
-            starts = piece.first_seq == run.first_seq
+        if self._fold is None or first_seq != self._seq + 1:
+            starts = first_seq == run.first_seq
             chain = run.chain_before if starts else self._chain
             highest = run.highest_before if starts else self._highest
             if chain is None:
-                raise DamageError(f"no chain is known before seq {piece.first_seq}", seq=piece.first_seq)
-            self._fold = RunFold.begin(piece.first_seq, chain, highest)
-        self._fold.add(piece.columns)
+                raise DamageError(f"no chain is known before seq {first_seq}", seq=first_seq)
+            self._fold = RunFold.begin(first_seq, chain, highest)
+        self._fold.add(columns)
         done = self._fold.finish()
         self._chain, self._highest = done.chain_after, self._fold.known_highest
         self._next_time = None
@@ -249,7 +279,3 @@ class FileCutter:
             tuple(file.slices),
         )
         self._fold = None  # if the run goes on, then in the next file with what is known here
-
-
-def _cost(columns: Columns) -> int:
-    return int(columns.raw_sizes.sum()) + ENDING_BYTES_A_RECORD * len(columns)
