@@ -47,7 +47,8 @@ class Shipment:
 
     def ship(self) -> Generation | None:
         """Uploads and commits up to the end of the log. The generation as it was committed; None: others
-        were first, everything has to be looked at anew. Local records are durable before they are shipped."""
+        were first, or the floor has risen, and everything has to be looked at anew. Local records are durable
+        before they are shipped."""
         context, end = self._context, self._look.end.seq
         context.namespace.ensure_trusted(self._view, single_writer=context.options.single_writer)
         if self._decision.after < end:
@@ -59,7 +60,8 @@ class Shipment:
                 complete.append(entry)
                 due = context.monotonic() - committed_at >= context.options.commit_seconds
                 if due and entry.last_seq < end and not self._halted:
-                    if self._commit(complete) is None:
+                    raises_floor = self._starts_anew  # above the names of what is under way
+                    if self._commit(complete) is None or raises_floor:
                         self._halted = True  # what is under way ends, and is named after the next look
                     complete, committed_at = [], context.monotonic()
         return None if self._halted else self._commit(complete, whole=True)
@@ -197,9 +199,13 @@ class Shipment:
             take_host=context.options.how == "take-over",
         )
 
+    @property
+    def _starts_anew(self) -> bool:
+        return self._begins and self._line.start == "new"
+
     def _least_revision(self) -> int:
         """For `backup --new` the store's time in microseconds: above whatever anybody knew before."""
-        if not self._begins or self._line.start != "new":
+        if not self._starts_anew:
             return 0
         page = next(iter(self._context.store.list("lists/")), None)
         store_ms = max(self._view.read_ms if self._view else 0, page.date_ms if page else 0)

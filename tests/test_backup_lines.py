@@ -382,6 +382,24 @@ def test_new_start_ships_everything_above_every_revision_that_was_known(shop: Sh
     assert machine.stored() == machine.log
 
 
+def test_new_start_that_commits_on_the_way_names_nothing_below_its_own_floor(shop: Shop) -> None:
+    machine = Machine(shop)
+    for _ in range(6):
+        machine.write_batch(10)
+    kept = None
+    for hour in (0, 1):
+        machine.run(clock_ms=lambda hour=hour: now_ms() + hour * 3_600_000)
+        kept = kept or shop.keep()
+    shop.put_back(kept)
+    report = machine.run(how="new", segment_bytes=600, commit_seconds=0)
+    view = shop.view()
+    assert report.last_seq == 60
+    assert machine.stored() == machine.log
+    named = [entry for entry in view.segments if entry.generation == report.generation]
+    assert len(named) > 2
+    assert all(entry.name.made >= view.head.floor for entry in named[1:])
+
+
 def test_new_start_whose_reply_was_lost_goes_on(shop: Shop) -> None:
     machine = Machine(shop).write(10)
     machine.run()
