@@ -56,23 +56,41 @@ class Destination:
     def put(self, build: Build) -> Path | None:
         """The build, which is verified and durable, takes its place. Returns where the old one is kept.
 
-        Died between the two renames: nothing is at the destination, and the old one lies aside, whole.
+        Whoever dies in here leaves both whole, one of them at the destination (or both beside it, where the
+        file system cannot exchange two names).
         """
         self.check()
         aside = None
         if self._occupied():
             with self._unused():
-                aside = self._free_name()
-                self._fs.rename(self.path, aside)
-                try:
-                    self._fs.rename(build.path, self.path)
-                except BaseException:
-                    self._fs.rename(aside, self.path)
-                    raise
+                aside = self._exchange(build)
         else:
             self._fs.rename(build.path, self.path)  # over an empty directory, too
         self._fs.sync_directory(self.path.parent)
         build.close()
+        return aside
+
+    def _exchange(self, build: Build) -> Path:
+        """The build and what is at the destination change places; the old one is then at the path returned.
+
+        The build takes that name first: under its own one, the next restore would remove the old one as a
+        leftover of this.
+        """
+        aside = self._free_name()
+        self._fs.rename(build.path, aside)
+        try:
+            if self._fs.exchange(aside, self.path):
+                return aside
+        except BaseException:
+            self._fs.rename(aside, build.path)
+            raise
+        self._fs.rename(aside, build.path)
+        self._fs.rename(self.path, aside)
+        try:
+            self._fs.rename(build.path, self.path)
+        except BaseException:
+            self._fs.rename(aside, self.path)
+            raise
         return aside
 
     def _occupied(self) -> bool:

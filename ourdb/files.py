@@ -6,6 +6,7 @@ test can record each of them, or make any of them fail.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -22,6 +23,8 @@ T = TypeVar("T")
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _PIECE_BYTES = 1 << 20
+_NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 
 
 def require_linux() -> None:
@@ -50,6 +53,16 @@ def translate(what: str, path: Path, error: OSError) -> Exception:
             f"{what} is not permitted ({reason.lower()}): {path}", kind="not_writable", path=str(path)
         )
     return StorageError(f"{what} failed ({reason.lower()}): {path}", kind="io_error", path=str(path))
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """renameat2 of the C library, which Python does not offer. OSError with ENOSYS where that has none."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(first), None, str(second))
 
 
 class File:
@@ -162,6 +175,16 @@ class FileSystem:
 
     def rename(self, source: Path, target: Path) -> None:
         self.call("rename", target, os.rename, source, target)
+
+    def exchange(self, first: Path, second: Path) -> bool:
+        """Each takes the other's place, in one step. False where kernel or file system do not offer that."""
+        try:
+            self.call("rename", second, _exchange, first, second)
+        except StorageError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_EXCHANGE:
+                return False
+            raise
+        return True
 
     def unlink(self, path: Path, *, missing_ok: bool = True) -> None:
         try:

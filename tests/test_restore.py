@@ -16,7 +16,7 @@ from backup.restore import RestoreOptions, RestoreReport, restore
 from compactor.head import Known
 from compactor.path import route
 from compactor.store import StoreOptions
-from ourdb import line
+from ourdb import files, line
 from ourdb.config import Config
 from ourdb.errors import (
     DamageError,
@@ -343,6 +343,54 @@ class TestDestination:
         assert report.replaced is not None
         assert Path(report.replaced).name.startswith("db.before-restore-")
         with ourdb.open(report.replaced) as db:
+            assert db[1] == b"precious"
+
+    @pytest.mark.parametrize("offered", [True, False])
+    def test_that_is_replaced_is_one_of_both_at_every_moment(self, tmp_path, monkeypatch, offered):
+        """offered: whether the file system can exchange two names."""
+        real, seen = FileSystem.call, []
+
+        def watching(self: FileSystem, doing: str, path: Path, function: object, *args: object) -> object:
+            done = real(self, doing, path, function, *args)  # type: ignore[arg-type]
+            if doing == "rename" and (tmp_path / "db") in {path, *args}:
+                seen.append((tmp_path / "db").exists())
+            return done
+
+        with ourdb.open(tmp_path / "db") as db:
+            db.set(b"precious", 1)
+        log = writes(5)
+
+        def refusing(first: Path, second: Path) -> None:
+            raise OSError(errno.EINVAL, "no")
+
+        if not offered:
+            monkeypatch.setattr(files, "_exchange", refusing)
+        monkeypatch.setattr(FileSystem, "call", watching)
+        report = restore(world_of(log).url, tmp_path / "db", force=True)
+        monkeypatch.undo()
+        assert_equals(tmp_path / "db", log, 5)
+        with ourdb.open(report.replaced) as db:
+            assert db[1] == b"precious"
+        assert left_behind(tmp_path) == ["db", Path(report.replaced).name]
+        assert seen == [True] if offered else seen == [False, True]
+
+    @pytest.mark.parametrize("nth", range(4))
+    def test_that_cannot_be_renamed_keeps_what_was_there(self, tmp_path, monkeypatch, nth):
+        real, renames = FileSystem.rename, iter(range(9))
+
+        def failing(self: FileSystem, source: Path, target: Path) -> None:
+            if target.parent == tmp_path and next(renames) == nth:
+                raise translate("rename", target, OSError(errno.EIO, "no"))
+            real(self, source, target)
+
+        with ourdb.open(tmp_path / "db") as db:
+            db.set(b"precious", 1)
+        monkeypatch.setattr(FileSystem, "rename", failing)
+        monkeypatch.setattr(FileSystem, "exchange", lambda self, first, second: False)
+        with pytest.raises(StorageError):
+            restore(world_of(writes(5)).url, tmp_path / "db", force=True)
+        monkeypatch.undo()
+        with ourdb.open(tmp_path / "db") as db:
             assert db[1] == b"precious"
 
     def test_that_is_written_by_somebody_is_not_replaced(self, tmp_path):
