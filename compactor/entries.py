@@ -13,7 +13,6 @@ from ourdb.names import LISTS_PREFIX, SEGMENTS_PREFIX, ListKey, SegmentKey, Segm
 from ourdb.record import ID_MAX, SEQ_MAX, TIME_MAX
 from ourdb.segment.summary import Run, Stretch, Summary
 
-U64_MAX = 2**64 - 1
 NAME_CHARACTERS = 132
 
 
@@ -297,9 +296,9 @@ def _run(value: object) -> Run:
 
 
 def _stretch_json(stretch: Stretch) -> dict[str, Any]:
-    return {"id": stretch.id, "part": stretch.part, "parts": stretch.parts}
+    return {"id": f"{stretch.id:016x}", "part": stretch.part, "parts": stretch.parts}
 
 
 def _stretch(value: object) -> Stretch:
     take = Members(value, "stretch")
-    return Stretch(take.number("id", at_most=U64_MAX), take.number("part"), take.number("parts"))
+    return Stretch(int(take.hex("id", 16), 16), take.number("part"), take.number("parts"))
