@@ -184,8 +184,10 @@ class BackupRun:
             return line, look
         if not context.options.dry_run:
             chosen = context.notebook.choose(line, chosen)
-        before = _before(chosen, self._known(chosen), context.identity)
-        return chosen, replace(look, before=before)
+        if chosen.generation == line.generation:
+            return chosen, look
+        known = None if chosen.start == "new" else look.before.known  # what counts was known before the look
+        return chosen, replace(look, before=Before(known=known, mark=None))
 
     def _decide(self, line: Line, look: Look) -> Decision:
         context = self._context

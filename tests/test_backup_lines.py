@@ -12,10 +12,12 @@ import pytest
 import backup
 import ourdb
 from compactor.head import Parent
+from compactor.store.base import Reply
 from ourdb import line as lines
 from ourdb.errors import DamageError, FencedError, InvalidError, NotFoundError, TemporaryError
 from ourdb.units import now_ms
 from tests.backup_tools import Machine, Shop, shop
+from tests.faulty import FaultyStore
 
 __all__ = ["shop"]
 
@@ -226,6 +228,28 @@ def test_line_that_moves_between_read_and_put_is_seen(shop: Shop) -> None:
         copy.run(store)
     assert caught.value.kind == "moved"
     assert shop.view().head.generations[machine.line.generation].successor is None
+
+
+def test_fork_is_no_loss_where_somebody_commits_between_its_look_and_its_choice(shop: Shop) -> None:
+    """Both share a meta index: what it learned after the head was read says nothing of that head."""
+    machine = Machine(shop).write(10)
+    machine.run()
+    twin = machine.twin().write(1)
+    machine.write(2).run()
+
+    class Slow(FaultyStore):
+        def get_if_changed(self, key: str, etag: str) -> Reply | None:
+            reply = super().get_if_changed(key, etag)
+            if not committed:
+                committed.append(machine.write(1).run().last_seq)
+            return reply
+
+    committed: list[int] = []
+    report = twin.run(Slow(shop.store().inner), how="fork", meta=machine.meta)
+    assert committed == [13]
+    assert report.last_seq == 11
+    assert twin.stored() == twin.log
+    assert machine.stored() == machine.log
 
 
 def test_take_over_stops_the_other_writer(shop: Shop) -> None:
