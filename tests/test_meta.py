@@ -224,10 +224,11 @@ def test_a_stale_index_is_brought_up_to_date_by_a_read(site: Site) -> None:
 
 def test_an_index_that_cannot_be_made_does_not_stop_a_backup(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    site = Site(meta=MetaIndex.open(tmp_path / "file" / "meta.db"))
-    assert "not used" in site.namespace.notes[0]
-    assert site.ship(3).acknowledged
-    assert site.open().remembered() is not None  # as long as the process lives
+    with MetaIndex.open(tmp_path / "file" / "meta.db") as meta:
+        site = Site(meta=meta)
+        assert "not used" in site.namespace.notes[0]
+        assert site.ship(3).acknowledged
+        assert site.open().remembered() is not None  # as long as the process lives
 
 
 def test_an_index_that_becomes_unwritable_in_a_run_does_not_stop_it(site: Site) -> None:
