@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from backup.index_points import IndexPoints
 from backup.session import open_session
-from backup.windows import Window, gaps_of, reaches, windows_of
+from backup.windows import Reach, Window, gaps_of, reaches, windows_of
+from compactor.fetch import SegmentFetcher
 from compactor.generations import Generation
 from compactor.head import Head
 from compactor.path import line_of, predecessor
-from compactor.store import StoreOptions
+from compactor.store import NoSuchKey, StoreOptions
 from ourdb import line
+from ourdb.errors import DamageError
 from ourdb.log import LogReader
 from ourdb.units import format_time
 
@@ -31,8 +34,8 @@ class Behind:
 @dataclass(frozen=True, kw_only=True)
 class PointsReport:
     """generation: in which the line ends that was asked for, None: nothing was ever written. windows, gaps:
-    of each generation on that line, the oldest first; where a line left another in the middle of a segment,
-    the last time is None. last_time, as_of: ms. generations: all there are, likewise."""
+    of each generation on that line, the oldest first; a time is None where an index that would tell it cannot
+    be read. last_time, as_of: ms. generations: all there are, likewise."""
 
     namespace: str
     generation: str | None
@@ -70,7 +73,8 @@ def points(
     meta: str | os.PathLike[str] | None = None,
     options: StoreOptions | None = None,
 ) -> PointsReport:
-    """What the store can restore now, from its head alone (one request).
+    """What the store can restore now, from its head alone: one request, and one more for the time where a line
+    left another in the middle of a segment.
 
     generation: the line that ends in this one, needed where two lines are open. db: a live database
     directory, to tell how far behind the store is; nothing is locked or written there. meta: path of the meta
@@ -85,9 +89,11 @@ def points(
         head, end = view.head, line_of(view.head, generation)
         windows: list[Window] = []
         gaps: list[Window] = []
+        index = IndexPoints(SegmentFetcher(session.store, head.uuid))
         for owner, upto in _owners(head, end).items():
             on_line = head.generations[owner]
-            found = windows_of(reaches(view, on_line, upto), owner)
+            reached = reaches(view, on_line, upto)
+            found = [_timed(window, reached, index) for window in windows_of(reached, owner)]
             windows += found
             gaps += gaps_of(on_line, found, upto)
         return PointsReport(
@@ -149,6 +155,21 @@ def _owners(head: Head, end: Generation | None) -> dict[str, int]:
     if end:
         visit(end, end.last_seq)
     return {owner.id: found[owner.id] for owner in _oldest_first(head) if owner.id in found}
+
+
+def _timed(window: Window, reached: Sequence[Reach], index: IndexPoints) -> Window:
+    """The window with the time at its end, which the head does not tell in the middle of a segment."""
+    if window.last_time is not None:
+        return window
+    holding = min(
+        (reach for reach in reached if reach.last_seq == window.last_seq),
+        key=lambda reach: reach.segment.index_bytes,
+    )
+    try:
+        point = index.at(holding, window.last_seq)
+    except (DamageError, NoSuchKey):
+        return window  # what is damaged or missing is for verify to say
+    return replace(window, last_time=point.time) if point else window
 
 
 def _oldest_first(head: Head) -> list[Generation]:

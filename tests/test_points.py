@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -96,15 +97,36 @@ def test_generations_say_where_they_left_and_who_follows():
 
 def test_a_fork_reaches_its_parent_only_up_to_where_it_left():
     world = restored_copy()
-    world.generations[G1] = world.generations[G1].__class__(
-        **{**vars(world.generations[G1]), "successor": None}
-    )
+    world.generations[G1] = replace(world.generations[G1], successor=None)
     world.publish()
     assert ranges(points(world.url, generation=G2).as_json()["windows"]) == [(G1, 1, 20), (G2, 21, 30)]
     assert ranges(points(world.url, generation=G1).as_json()["windows"]) == [(G1, 1, 30)]
     with pytest.raises(FencedError) as caught:
         points(world.url)
     assert caught.value.kind == "two_lines"
+
+
+def test_a_fork_in_the_middle_of_a_segment_has_the_time_of_where_it_left():
+    world = restored_copy()
+    found = points(world.url, generation=G2).as_json()
+    assert found["windows"][0]["last_seq"] == 30  # taken over: its own end still counts
+    world.generations[G1] = replace(world.generations[G1], successor=None)
+    world.publish()
+    found = points(world.url, generation=G2).as_json()
+    assert found["windows"][0]["last_seq"] == 20
+    assert found["windows"][0]["last_time"] == format_time(DAY_0 + 20_000)
+    assert found["requests"]["GET"] == 2
+
+
+@pytest.mark.parametrize("change", [None, lambda data: data[:-1]])
+def test_a_damaged_index_leaves_a_time_open_and_the_rest_is_told(change):
+    world = restored_copy()
+    world.generations[G1] = replace(world.generations[G1], successor=None)
+    world.publish()
+    world.change_object(world.segments[1].key, change)
+    found = points(world.url, generation=G2)
+    assert (found.windows[0].last_seq, found.windows[0].last_time) == (20, None)
+    assert found.last_seq == 30
 
 
 def test_an_empty_namespace_has_no_window():
