@@ -73,8 +73,8 @@ def points(
     meta: str | os.PathLike[str] | None = None,
     options: StoreOptions | None = None,
 ) -> PointsReport:
-    """What the store can restore now, from its head alone: one request, and one more for the time where a line
-    left another in the middle of a segment.
+    """What the store can restore now, from its head alone: one request, and one more for the time where a
+    line left another in the middle of a segment.
 
     generation: the line that ends in this one, needed where two lines are open. db: a live database
     directory, to tell how far behind the store is; nothing is locked or written there. meta: path of the meta
