@@ -107,8 +107,8 @@ class File:
 
     def map(self, length: int, *, write: bool = False) -> mmap.mmap:
         """The first `length` bytes, shared with all other processes."""
-        access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
-        return self._fs.call("map", self.path, lambda: mmap.mmap(self.fd, length, access=access))
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
+        return self._fs.call("map", self.path, mmap.mmap, self.fd, length, mmap.MAP_SHARED, protection)
 
     def data_ranges(self, start: int, end: int) -> list[tuple[int, int]]:
         """Ranges of [start, end) that may hold bytes other than 0: preallocated space does not."""
@@ -140,6 +140,17 @@ class File:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _lock(fd: int, wait: bool) -> bool:
+    """Whether the kernel's lock on a file was to be had."""
+    import fcntl  # here, so that a system without it is refused by `require_linux` and not by an import
+
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 class FileSystem:
@@ -194,9 +205,10 @@ class FileSystem:
                 raise
 
     def make_directory(self, path: Path) -> None:
-        """The directory and its parents, if need be; its entry is durable in its parent."""
+        """The directory and its parents, if need be; the entry of each is durable in its parent."""
         if not path.is_dir():
-            self.call("create", path, lambda: path.mkdir(parents=True, exist_ok=True))
+            self.make_directory(path.parent)
+            self.call("create", path, lambda: path.mkdir(exist_ok=True))
             self.sync_directory(path.parent)
 
     def remove_directory(self, path: Path) -> None:
@@ -212,18 +224,14 @@ class FileSystem:
 
     def lock(self, path: Path, *, wait: bool) -> File | None:
         """The kernel's lock on a file, until it is closed or the process ends. None: another has it."""
-        import fcntl  # here, so that a system without it is refused by `require_linux` and not by an import
-
         file = self.open(path, write=True, create=True)
+        held = False
         try:
-            fcntl.flock(file.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            file.close()
-            return None
-        except OSError as error:
-            file.close()
-            raise translate("lock", path, error) from error
-        return file
+            held = self.call("lock", path, _lock, file.fd, wait)
+        finally:
+            if not held:
+                file.close()
+        return file if held else None
 
     @contextmanager
     def locked(self, path: Path) -> Iterator[None]:
