@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -32,13 +33,13 @@ class Edges:
     segment. parts: only of edges that are a stretch. runs: only of those that are not exact all over.
     """
 
-    firsts: list[int]
-    lasts: list[int]
-    begins: list[int]
-    ends: list[int]
-    costs: list[int]
-    crowded: list[bool]
-    indexes: list[int]
+    firsts: Sequence[int]
+    lasts: Sequence[int]
+    begins: Sequence[int]
+    ends: Sequence[int]
+    costs: Sequence[int]
+    crowded: Sequence[int]
+    indexes: Sequence[int]
     parts: dict[int, tuple[int, ...]]
     runs: dict[int, tuple[Run, ...]]
     segments: Sequence[SegmentEntry]
@@ -127,24 +128,28 @@ def _sorted_edges(
     crowded = np.zeros(len(chosen), np.bool_)
     crowded[1:] = lasts[:-1] >= firsts[1:]
     return Edges(
-        firsts=firsts.tolist(),
-        lasts=lasts.tolist(),
+        firsts=_packed(firsts),
+        lasts=_packed(lasts),
         begins=_keys(firsts - 1, columns.before[chosen]),
         ends=_keys(lasts, columns.after[tails]),
-        costs=costs[chosen].tolist(),
-        crowded=crowded.tolist(),
-        indexes=chosen.tolist(),
+        costs=_packed(costs[chosen]),
+        crowded=crowded.tobytes(),
+        indexes=_packed(chosen),
         parts={place_of[index]: whole for index, whole in parts.items() if index in place_of},
         runs={place: runs[index] for index, place in place_of.items()},
         segments=segments,
     )
 
 
-def _keys(seqs: Ints, chains: Ints) -> list[int]:
+def _keys(seqs: Ints, chains: Ints) -> Sequence[int]:
     if len(seqs) and int(seqs.max()) >= 1 << 31:  # beyond what an int64 holds
         return [seq << 32 | chain for seq, chain in zip(seqs.tolist(), chains.tolist(), strict=True)]
-    keys: list[int] = (seqs << 32 | chains).tolist()
-    return keys
+    return _packed(seqs << 32 | chains)
+
+
+def _packed(column: Ints) -> Sequence[int]:
+    """Numbers that Python reads one by one, without an object for each of them."""
+    return array("q", column.tobytes())
 
 
 def _columns(segments: Sequence[SegmentEntry]) -> _Columns:

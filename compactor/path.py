@@ -179,29 +179,29 @@ class _Search:
         self._edges = edges
         self._start = start
         self._costs: list[int | None] = [None] * len(edges.firsts)  # of the best path that ends with an edge
+        self._costs.append(0)  # and of using none, which counts as one edge more
         self._via: dict[int, tuple[int, int]] = {}  # edge -> edge before, seq of the join: only for overlaps
         self._late: dict[tuple[int, int], tuple[int, tuple[int, int] | None] | None] = {}
-        self._best: dict[int, int] = {}  # end of an edge -> cost of the best path to it
-        self._who: dict[int, int] = {}  # end of an edge -> the edge that the best path ends with
+        self._who: dict[int, int] = {}  # end of an edge -> the edge that the best path to it ends with
         self._stack: list[tuple[int, int, int]] = []  # last, cost, edge: last and cost both ascend
         self._pushed = 0
+        none = len(edges.firsts)
         if chain is None:
-            firsts = [e for e in range(len(edges.firsts)) if edges.firsts[e] == start + 1]
-            self._best = {edges.begins[edge]: 0 for edge in firsts}
+            self._who = {edges.begins[edge]: none for edge in range(none) if edges.firsts[edge] == start + 1}
         else:
-            self._best = {start << 32 | chain: 0}
+            self._who = {start << 32 | chain: none}
         self._solve()
 
     def path_to(self, target: int) -> list[Step] | None:
         """The steps of the best path whose last edge reaches the target."""
-        reaching = range(bisect_left(self._edges.lasts, target), len(self._costs))
+        reaching = range(bisect_left(self._edges.lasts, target), len(self._edges.lasts))
         found = [(cost, edge) for edge in reaching if (cost := self._costs[edge]) is not None]
         return self._steps(min(found)[1], target) if found else None
 
     def ranges(self) -> Iterator[ExactRange]:
         """Each exact run, from the first seq on at which its edge may be the last of a path."""
-        for edge, cost in enumerate(self._costs):
-            if cost is not None:
+        for edge in range(len(self._edges.firsts)):
+            if self._costs[edge] is not None:
                 lowest = self._lowest_end(edge)
                 for segment in self._edges.members(edge):
                     for run in segment.exact_runs:
@@ -209,16 +209,18 @@ class _Search:
                             yield ExactRange(segment, run, max(lowest, run.first_seq))
 
     def _solve(self) -> None:
-        edges, best, who, costs = self._edges, self._best, self._who, self._costs
+        edges, who, costs = self._edges, self._who, self._costs
         columns = zip(edges.begins, edges.ends, edges.costs, edges.crowded, strict=True)
         for edge, (begin, end, own_cost, crowded) in enumerate(columns):
-            cost = best.get(begin)
+            before = who.get(begin)
+            cost = None if before is None else costs[before]
             if crowded:
                 cost = self._enter_overlapping(edge, cost)
             if cost is not None:
                 costs[edge] = cost = cost + own_cost
-                if cost < best.get(end, cost + 1):
-                    best[end], who[end] = cost, edge
+                other = who.get(end)
+                if other is None or cost < (costs[other] or 0):
+                    who[end] = edge
 
     def _enter_overlapping(self, edge: int, cost: int | None) -> int | None:
         """The cost of the best path up to an edge that others overlap; cost: by those that end before it.
@@ -255,8 +257,8 @@ class _Search:
         join), None where they just follow each other. All are tried."""
         edges, first = self._edges, self._edges.firsts[edge]
         found: tuple[int, tuple[int, int] | None] | None = None
-        if edges.begins[edge] in self._best:
-            found = self._best[edges.begins[edge]], None
+        if (follows := self._who.get(edges.begins[edge])) is not None:
+            found = self._costs[follows] or 0, None
         for before in self._overlapped_by(edge):
             end, lowest = edges.lasts[before], self._costs[before]
             if lowest is None or (found and found[0] <= lowest):
@@ -291,7 +293,7 @@ class _Search:
     def _lowest_end(self, edge: int) -> int:
         """The first seq to which a path may lead whose last edge is this one: those before it end earlier."""
         first = self._edges.firsts[edge]
-        if self._edges.begins[edge] in self._best:
+        if self._edges.begins[edge] in self._who:
             return first
         for before in self._overlapped_by(edge):
             end = self._edges.lasts[before]
@@ -303,12 +305,12 @@ class _Search:
         raise AssertionError("an edge with a cost has an edge before it")
 
     def _steps(self, edge: int, upto: int) -> list[Step]:
-        edges = self._edges
+        edges, firsts = self._edges, self._edges.firsts
         steps: list[Step] = []
         while True:
             late = self._late.get((edge, upto)) if self._late else None
             via = late[1] if late is not None else self._via.get(edge)
-            after = via[1] if via else edges.firsts[edge] - 1
+            after = via[1] if via else firsts[edge] - 1
             if edge in edges.parts:
                 steps.extend(_clip(edges.members(edge), after, upto))
             else:
