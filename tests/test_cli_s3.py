@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from compactor.store import open_store
 from tests.cli_runner import failed, ok
 from tests.servers import S3Server
 
@@ -52,3 +54,12 @@ def test_bucket_that_is_not_there_is_exit_10(notes: Path, s3_environment: S3Serv
     error = failed("backup", notes, "s3://no-such-bucket-of-ourdb/notes")
     assert (error["kind"], error["exit_code"]) == ("no_bucket", 10)
     assert "no-such-bucket-of-ourdb" in error["message"]
+
+
+def test_segment_that_is_gone_is_damage_that_names_it(notes: Path, s3_url: str, tmp_path: Path) -> None:
+    ok("backup", notes, s3_url)
+    key = ok("segments", s3_url, "--json").json["segments"][0]["key"]
+    with closing(open_store(s3_url)) as store:
+        store.delete_many([key])
+    error = failed("restore", s3_url, tmp_path / "copy")
+    assert (error["kind"], error["exit_code"], error["key"]) == ("store_damaged", 14, key)

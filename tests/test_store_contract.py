@@ -57,15 +57,16 @@ class TestReading:
         assert abs(reply.modified_ms - put.modified_ms) <= 1000
         assert abs(reply.date_ms - reply.modified_ms) < 60_000
 
-    def test_missing_object_is_no_such_key(self, store: Store) -> None:
+    def test_missing_object_is_no_such_key_and_named_as_it_was_asked_for(self, store: Store) -> None:
         for read in (
             lambda: store.get("head"),
             lambda: store.get_if_changed("head", '"x"'),
             lambda: store.get_range("head", 0, 1),
             lambda: store.get_tail("head", 1),
         ):
-            with pytest.raises(NoSuchKey):
+            with pytest.raises(NoSuchKey) as found:
                 read()
+            assert found.value.fields["key"] == "head"
         assert store.head("head") is None
 
     def test_unchanged_object_is_none_and_one_request(self, store: Store) -> None:

@@ -99,7 +99,8 @@ class S3Client:
             parameters["ContentMD5"] = _md5_base64(parameters["Body"])
         if key:
             parameters = {"Key": key, **parameters}
-        with translated(self._url, self.endpoint, key):
+        named = key.removeprefix(self._url.root + "/")  # as the caller names it
+        with translated(self._url, self.endpoint, named):
             reply: dict[str, Any] = getattr(self._client, operation)(Bucket=self._url.bucket, **parameters)
             if "Body" in reply:
                 with reply["Body"] as body:
