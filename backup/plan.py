@@ -122,12 +122,14 @@ def choose(line: Line, how: Start | None, refused: RefusalKind | None, head: Hea
     """The line after what the operator asked for; the same line where that does not apply.
 
     An option is the way out of a refusal. --fork and --take-over also say how a restored copy begins that
-    has not begun yet. A run that needs no way out takes none, so that an option left in a script does not
-    begin a generation each time.
+    has not begun yet, and --new how to begin where there is no head: perhaps there was one. A run that needs
+    no way out takes none, so that an option left in a script does not begin a generation each time.
     """
     begun = head is not None and line.generation in head.generations
     undecided = line.origin is not None and line.start == "plain" and not begun
-    if how is None or not (refused in WAYS_OUT[how] or (undecided and how != "new")):
+    if how == "new":
+        undecided = head is None and line.start != "new"
+    if how is None or not (refused in WAYS_OUT[how] or undecided):
         return line
     if how == "take-over":
         return replace(line, start=how) if line.origin else line

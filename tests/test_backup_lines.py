@@ -406,6 +406,21 @@ def test_new_start_ships_everything_above_every_revision_that_was_known(shop: Sh
     assert machine.stored() == machine.log
 
 
+def test_new_start_is_the_way_out_for_whoever_never_knew_the_head_that_was_lost(shop: Shop) -> None:
+    machine = Machine(shop).write(10)
+    twin = machine.twin()
+    machine.run()
+    machine.write(1).run()
+    for key in shop.keep():
+        del shop.bucket.objects[key]
+    with pytest.raises(DamageError, match="--new"):
+        twin.run()
+    report = twin.write(1).run(how="new")
+    assert report.last_seq == 11
+    assert twin.stored() == twin.log
+    assert twin.write(1).run(how="new").generation == report.generation
+
+
 def test_new_start_that_commits_on_the_way_names_nothing_below_its_own_floor(shop: Shop) -> None:
     machine = Machine(shop)
     for _ in range(6):
