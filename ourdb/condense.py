@@ -7,8 +7,9 @@ has."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,14 @@ import numpy as np
 
 from ourdb import line
 from ourdb.active import ENDING_BYTES_A_RECORD, area_end, summarize
-from ourdb.directory import Directory, FileEntry, FileList
-from ourdb.errors import InvalidError, UnreachableError
+from ourdb.directory import IDENTITY, Directory, FileEntry, FileList
+from ourdb.errors import DamageError, InvalidError, TemporaryError, UnreachableError
 from ourdb.history import resolve
 from ourdb.layout import Cutter, summarize_cuts
 from ourdb.merge import MergePlan, SourceColumns, plan_merge
 from ourdb.merged import write_merged
-from ourdb.sealed import open_segment
+from ourdb.names import SegmentKey, parse_key
+from ourdb.sealed import visit_segment
 from ourdb.segment.columns import Columns
 from ourdb.segment.header import HEADER_BYTES
 from ourdb.segment.reader import SegmentReader
@@ -31,6 +33,9 @@ from ourdb.units import now_ms
 
 if TYPE_CHECKING:
     from ourdb.database import OurDB
+
+_TRIES = 3
+_RUN_WAIT_S, _RUN_POLL_S = 10.0, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +76,29 @@ class Wish:
     marks: tuple[int, ...]
 
 
-def condense(db: OurDB, *, window_ms: int | None, keep_versions: int | None, dry_run: bool) -> CondenseReport:
+def condense(db: OurDB, *, horizon: int | None, keep_versions: int | None, dry_run: bool) -> CondenseReport:
     """See OurDB.condense. Under the writer's lock."""
-    wish = _read_wish(db, window_ms, keep_versions)
-    if not dry_run and wish.horizon is not None and db._seq >= db._first:
+    if horizon is None and keep_versions is not None:
+        horizon = max(1, db._seq)
+    if not dry_run and horizon is not None and db._seq >= db._first:
+        _read_marks(db, needed=True)
         db._rotate()
-    with ExitStack() as stack:
-        merges = plan_condense(db, wish, stack, dry_run=dry_run)
-        before = db._list.sealed
+    before = db._list.sealed
+    for _ in range(_TRIES):
+        marks = _read_marks(db, needed=horizon is not None)
+        wish = Wish(horizon=horizon, keep_versions=keep_versions or 0, marks=marks)
+        merges = plan_condense(db, wish, dry_run=dry_run)
         if dry_run:
             return _foresee(db, before, merges)
-        if merges:
-            _apply(db, merges)
-    after = db._list.sealed
+        if not merges or _apply(db, merges):
+            return _report(before, db._list.sealed)
+    raise TemporaryError(
+        f"backups of this database follow one another too fast to condense it: try again: {db.path}",
+        kind="busy",
+    )
+
+
+def _report(before: Sequence[FileEntry], after: Sequence[FileEntry]) -> CondenseReport:
     return CondenseReport(
         dry_run=False,
         files_before=len(before),
@@ -118,30 +133,44 @@ def _foresee(db: OurDB, before: Sequence[FileEntry], merges: Sequence[Merge]) ->
     )
 
 
-def _read_wish(db: OurDB, window_ms: int | None, keep_versions: int | None) -> Wish:
+def find_horizon(db: OurDB, window_ms: int | None, keep_versions: int | None) -> int | None:
+    """The seq from which on a window keeps everything, None without a window. It reads records, and so has to
+    be asked before the writer's lock is taken."""
     if window_ms is not None and window_ms < 0:
         raise InvalidError(f"window must not be negative: {window_ms} ms")
     if keep_versions is not None and keep_versions < 1:
         raise InvalidError(f"keep_versions must be at least 1: {keep_versions}")
-    known = line.load(db._directory.path, fs=db._directory.fs)
-    marks = tuple(sorted({mark.seq for mark in known.marks.values()})) if known else ()
-    horizon = None
-    if window_ms is not None:
-        start = max(0, min(now_ms(), db._time) - window_ms)
-        try:
-            horizon = resolve(db, at=start)
-        except UnreachableError as error:
-            near = error.fields["nearest_before"]
-            horizon = near["seq"] if near else 1
-    elif keep_versions is not None:
-        horizon = db._seq
-    return Wish(
-        horizon=None if horizon is None else max(1, horizon), keep_versions=keep_versions or 0, marks=marks
-    )
+    if window_ms is None:
+        return None
+    try:
+        horizon = resolve(db, at=max(0, min(now_ms(), db._time) - window_ms))
+    except UnreachableError as error:
+        near = error.fields["nearest_before"]
+        horizon = near["seq"] if near else 1
+    return max(1, horizon)
 
 
-def plan_condense(db: OurDB, wish: Wish, stack: ExitStack, *, dry_run: bool) -> list[Merge]:
-    """The merges that are worth it. stack: closes the files that are read."""
+def _read_marks(db: OurDB, *, needed: bool) -> tuple[int, ...]:
+    """The seqs at which a store may stand: those that are known to, and the ends of uploads that were
+    acknowledged: the head may name them, though nobody lived to note it."""
+    directory = db._directory
+    known = line.load(directory.path, fs=directory.fs)
+    if known is None:
+        if needed:
+            raise DamageError(
+                f"{line.FILE_NAME} is missing, so that nobody knows what was shipped: {directory.path} (put "
+                "it back, or back up first; condense without window or keep_versions drops nothing)",
+                file=line.FILE_NAME,
+                path=str(directory.path / line.FILE_NAME),
+            )
+        return ()
+    keys = [parse_key(upload.key) for upload in known.uploads]
+    ends = [key.name.last_seq for key in keys if isinstance(key, SegmentKey)]
+    return tuple(sorted({*(mark.seq for mark in known.marks.values()), *ends}))
+
+
+def plan_condense(db: OurDB, wish: Wish, *, dry_run: bool) -> list[Merge]:
+    """The merges that are worth it."""
     active: list[FileEntry] = []
     if dry_run and wish.horizon is not None and db._seq >= db._first:
         active = [db._list.active]
@@ -149,7 +178,7 @@ def plan_condense(db: OurDB, wish: Wish, stack: ExitStack, *, dry_run: bool) -> 
     for entries in _groups([*db._list.sealed, *active], wish.marks, db._seq):
         droppable = wish.horizon is not None and (not wish.marks or _last(entries[-1], db) <= wish.marks[0])
         for some in [entries] if droppable else _packs(entries, db.config.file_size):
-            merge = _plan(db, wish if droppable else None, some, stack)
+            merge = _plan(db, wish if droppable else None, some)
             smaller = not all(mask.all() for mask in merge.plan.live)
             if smaller or len(merge.outputs) < len(some):
                 merges.append(merge)
@@ -195,13 +224,12 @@ def _packs(entries: Sequence[FileEntry], file_size: int) -> Iterator[list[FileEn
         yield pack
 
 
-def _plan(db: OurDB, wish: Wish | None, entries: Sequence[FileEntry], stack: ExitStack) -> Merge:
+def _plan(db: OurDB, wish: Wish | None, entries: Sequence[FileEntry]) -> Merge:
     sources, readers = [], []
     for entry in entries:
         reader = None
         if entry.sealed:
-            file, reader = open_segment(db._directory, entry, db.uuid)
-            stack.callback(file.close)
+            reader = visit_segment(db._directory, entry, db.uuid)
             sources.append(SourceColumns.of_reader(reader))
         else:
             sources.append(_active_source(db))
@@ -255,39 +283,78 @@ def _active_source(db: OurDB) -> SourceColumns:
     )
 
 
-def _apply(db: OurDB, merges: Sequence[Merge]) -> None:
+def _apply(db: OurDB, merges: Sequence[Merge]) -> bool:
+    """Write what comes out of the merges, and let it count. False, and nothing has changed, if a backup has
+    shipped meanwhile what they would drop."""
     directory, files = db._directory, db._list
     numbers = files.free_numbers(sum(len(merge.outputs) for merge in merges))
     made: list[FileEntry] = []
     replaced: dict[FileEntry, list[FileEntry]] = {}
+    gone = {entry for merge in merges for entry in merge.entries}
     try:
         for merge in merges:
-            here = [
-                write_merged(db, merge, summary, numbers[len(made) + at])
-                for at, summary in enumerate(merge.outputs)
-            ]
-            made += here
+            here = []
+            for summary in merge.outputs:
+                here.append(write_merged(db, merge, summary, numbers[len(made)]))
+                made.append(here[-1])
             replaced[merge.entries[0]] = here
         directory.fs.sync_directory(directory.path)
-        gone = {entry for merge in merges for entry in merge.entries}
         listed = [
             new for entry in files.files for new in (replaced.get(entry, []) if entry in gone else [entry])
         ]
         following = FileList(files=tuple(listed), next_nr=(numbers[-1] + 1) % 65_536)
+        with _no_backup_beside(db, merges) as free:
+            if free:
+                db.commit_files(following)
     except BaseException:
-        _discard(directory, numbers)
+        if db._failure is None:  # else nobody knows which list counts
+            _remove(directory, made)
         raise
-    directory.replace_list(following)
+    if not free:
+        _remove(directory, made)
+        return False
     db.replace_files(following)
-    for entry in gone:
+    _remove(directory, gone)
+    db.drop_checkpoint()
+    return True
+
+
+@contextmanager
+def _no_backup_beside(db: OurDB, merges: Sequence[Merge]) -> Iterator[bool]:
+    """While this holds, no backup decides what it ships. False: one has shipped meanwhile what the merges
+    would drop. A merge that drops nothing needs none of this: every chain can still be told."""
+    dropping = [merge for merge in merges if not all(mask.all() for mask in merge.plan.live)]
+    if not dropping:
+        yield True
+        return
+    directory = db._directory
+    with _runs_locked(directory), directory.fs.locked(directory.path / line.LOCK_NAME):
+        marks = _read_marks(db, needed=True)
+        yield not marks or all(merge.entries[-1].last_seq <= marks[0] for merge in dropping)
+
+
+@contextmanager
+def _runs_locked(directory: Directory) -> Iterator[None]:
+    """Runs hold a lock on the identity together. Who has it alone knows that none has read what it will
+    ship."""
+    path = directory.path / IDENTITY
+    until = time.monotonic() + _RUN_WAIT_S
+    while (file := directory.fs.lock(path, wait=False, create=False)) is None:
+        if time.monotonic() > until:
+            raise TemporaryError(
+                f"a backup of this database is running: condense it when that has ended: {directory.path}",
+                kind="busy",
+            )
+        time.sleep(_RUN_POLL_S)
+    with file:
+        yield
+
+
+def _remove(directory: Directory, entries: Iterable[FileEntry]) -> None:
+    """Files that no list names, or none any more."""
+    for entry in entries:
         directory.fs.unlink(directory.data_path(entry))
         directory.fs.unlink(directory.places_path(entry))
-
-
-def _discard(directory: Directory, numbers: Sequence[int]) -> None:
-    """New files that no list names."""
-    for nr in numbers:
-        directory.fs.unlink(directory.path / f"{nr}.db")
 
 
 def forget_mark(directory: Directory, store: str) -> None:

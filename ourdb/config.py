@@ -34,6 +34,9 @@ class Config:
             raise InvalidError(f"unknown mode: {self.mode!r} (kv or incremental)")
         if self.sync not in get_args(Sync):
             raise InvalidError(f"unknown sync: {self.sync!r} (never, interval or always)")
+        for name in ("record_nr_max", "record_size_max", "file_size"):
+            if type(getattr(self, name)) is not int:
+                raise InvalidError(f"{name} is an int: {getattr(self, name)!r}", option=name)
         if not 0 <= self.record_nr_max <= ID_MAX:
             raise InvalidError(f"record_nr_max must be 0 to {ID_MAX}: {self.record_nr_max}")
         if self.mode == "incremental" and self.record_nr_max < 1:

@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,16 +16,18 @@ import numpy as np
 from crc32c import crc32c
 
 from ourdb import rotation
-from ourdb.active import RECORD_BYTES_MIN, ActiveFile, area_end
+from ourdb.active import ENDING_BYTES_A_RECORD, RECORD_BYTES_MIN, ActiveFile, area_end
 from ourdb.batch import Batch, encode_batch
+from ourdb.checkpoint import NAME as CHECKPOINT
 from ourdb.checkpoint import Covered, write_checkpoint
-from ourdb.condense import CondenseReport, condense, forget_mark
+from ourdb.condense import CondenseReport, condense, find_horizon, forget_mark
 from ourdb.config import Config, Sync
 from ourdb.directory import Directory, FileEntry, FileList, SyncMark
-from ourdb.errors import Error, InvalidError, UnusableError
+from ourdb.errors import Error, InvalidError, MissingIdError, UnusableError
 from ourdb.files import File
 from ourdb.reading import Reading, missing
 from ourdb.record import Buffer
+from ourdb.sealed import SealedFile
 from ourdb.segment.header import HEADER_BYTES
 from ourdb.syncing import Syncer
 from ourdb.units import GIB, MIB
@@ -36,6 +39,7 @@ T = TypeVar("T", bound="OurDB")
 
 SYNC_INTERVAL_S = 1.0
 _CHECKPOINT_BYTES_MIN, _CHECKPOINT_FACTOR = 64 * MIB, 4
+_CLEAR_RECORDS_MAX = 1 << 20
 _pack_head = struct.Struct("<IIQQQ").pack
 _pack_crc = struct.Struct("<I").pack
 _crc32c = crc32c
@@ -121,8 +125,7 @@ class OurDB(Reading):
         self._pos, self._seq, self._time = found.end.offset, found.end.seq, found.end.time_ms
         self._durable = found.durable_seq
         self._mark = open_mark(self._directory, self._durable)
-        for entry in found.files.sealed:
-            self._add_sealed(entry)
+        self._use_sealed(found.files, {})
         self._logged = sum(e.bytes for e in found.files.sealed if e.last_seq > found.checkpoint_seq)
         if self._incremental and self._lookup.highest is not None:
             self._next_id = self._lookup.highest + 1
@@ -245,11 +248,19 @@ class OurDB(Reading):
     def __delitem__(self, id: int) -> None:
         self.delete(id)
 
+    def popitem(self) -> tuple[int, bytes]:
+        """Delete the lowest id; returns it and its value. MissingIdError if there is none."""
+        for id in self:
+            return id, self.pop(id)
+        raise MissingIdError("the database is empty")
+
     def clear(self) -> None:
-        """Delete every id, as one batch."""
-        with self.batch() as batch:
-            for id in self:
-                batch.delete(id)
+        """Delete every id, as one batch; as several if one does not fit into a file."""
+        room = area_end(self.config.file_size, 0) - HEADER_BYTES
+        fit = min(room // (RECORD_BYTES_MIN + ENDING_BYTES_A_RECORD), _CLEAR_RECORDS_MAX)
+        ids = iter(self)
+        while some := list(islice(ids, fit)):
+            self.commit(some, [b""] * len(some), range(len(some)))
 
     def get_next_id(self) -> int:
         """The id that the next `set` without one will give: one above the highest ever given. Incremental
@@ -488,21 +499,36 @@ class OurDB(Reading):
         id besides; without window_ms nothing else is kept of the past. What was not shipped to a store yet,
         to any one that this database was backed up to, stays whole; `forget` drops a store. dry_run: plan
         only."""
+        self._require_writable()
+        horizon = find_horizon(self, window_ms, keep_versions)
         with self._writing():
-            return condense(self, window_ms=window_ms, keep_versions=keep_versions, dry_run=dry_run)
+            return condense(self, horizon=horizon, keep_versions=keep_versions, dry_run=dry_run)
 
     def forget(self, store: str) -> None:
         """Drop the shipped mark of a store (its identity), so that condensing need not spare what it has
         not."""
         forget_mark(self._directory, store)
 
+    def commit_files(self, files: FileList) -> None:
+        """Condensing has made new files, which are durable: they count when this returns. Under the lock."""
+        try:
+            self._directory.replace_list(files)
+        except BaseException as error:
+            self._poison(error if isinstance(error, Error) else UnusableError("condensing was interrupted"))
+            raise
+
+    def drop_checkpoint(self) -> None:
+        """The file that it ends in was condensed away: another is written when one is due."""
+        self._directory.fs.unlink(self._directory.cache / CHECKPOINT)
+        self._checkpoint = 0
+        self._logged = sum(entry.bytes for entry in self._list.sealed)
+
     def replace_files(self, files: FileList) -> None:
-        """Condensing has made new files: use them. Under the lock."""
-        self._list = files
+        """Use the files of another list. Under the lock."""
         kept = {file.entry: file for file in self._files[1]}
-        self._files, self._mapped = ([], []), []
-        for entry in files.sealed:
-            self._add_sealed(entry, kept.get(entry))
+        self._list = files
+        self._use_sealed(files, kept)
+        self._mapped = [file for file in self._files[1] if file.opened]
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -560,13 +586,17 @@ class OurDB(Reading):
         self._require_open()
         directory = self._directory
         self.close()
-        directory.destroy()
+        with directory.lock():
+            directory.destroy()
 
-    def _add_sealed(self, entry: FileEntry, kept: Any = None) -> None:
-        from ourdb.sealed import SealedFile
+    def _use_sealed(self, files: FileList, kept: Mapping[FileEntry, SealedFile]) -> None:
+        """Publish the sealed files of a list, all at once: other threads read beside."""
+        found = [kept.get(entry) or SealedFile(self._directory, entry, self.uuid) for entry in files.sealed]
+        self._files = ([entry.first_seq for entry in files.sealed], found)
 
+    def _add_sealed(self, entry: FileEntry) -> None:
         firsts, files = self._files
-        file = kept or SealedFile(self._directory, entry, self.uuid)
+        file = SealedFile(self._directory, entry, self.uuid)
         self._files = ([*firsts, entry.first_seq], [*files, file])
 
     def _active_name(self) -> str:

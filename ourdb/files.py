@@ -37,6 +37,13 @@ def require_linux() -> None:
         )
 
 
+def descriptors_max() -> int:
+    """How many files this process may have open."""
+    import resource  # here, for the same reason as fcntl below
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def translate(what: str, path: Path, error: OSError) -> Exception:
     """The error of ours for one of the system's. FileNotFoundError passes: callers know what it means."""
     if isinstance(error, FileNotFoundError):
@@ -222,9 +229,9 @@ class FileSystem:
         with self.open(path) as directory:
             directory.fsync()
 
-    def lock(self, path: Path, *, wait: bool) -> File | None:
+    def lock(self, path: Path, *, wait: bool, create: bool = True) -> File | None:
         """The kernel's lock on a file, until it is closed or the process ends. None: another has it."""
-        file = self.open(path, write=True, create=True)
+        file = self.open(path, write=True, create=create)
         held = False
         try:
             held = self.call("lock", path, _lock, file.fd, wait)

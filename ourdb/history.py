@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ourdb.errors import InvalidError, UnreachableError
+from ourdb.errors import DamageError, InvalidError, UnreachableError
 from ourdb.lookup import Lookup
 from ourdb.record import BATCH_GOES_ON, TOMBSTONE, Record
 from ourdb.recovery import pieces_at
@@ -22,6 +24,10 @@ from ourdb.units import When, format_time, to_ms
 
 if TYPE_CHECKING:
     from ourdb.reading import Reading
+
+T = TypeVar("T")
+
+_TRIES = 16
 
 
 class Version(NamedTuple):
@@ -70,6 +76,10 @@ def _newest_seq(db: Reading, id: int) -> int:
 
 def _older_seq(db: Reading, id: int, before_seq: int) -> int:
     """The newest version below `before_seq` that was kept, found by the index columns, 0 if none was."""
+    return again(db, partial(_find_older, db, id, before_seq))
+
+
+def _find_older(db: Reading, id: int, before_seq: int) -> int:
     firsts, files = db._files
     for file in reversed(files[: bisect_right(firsts, before_seq - 1)]):
         found = file.find_ids(id, before_seq)
@@ -89,7 +99,19 @@ def resolve(db: Reading, *, at: When | None = None, seq: int | None = None) -> i
     """
     if (at is None) == (seq is None):
         raise InvalidError("give a time or a seq, not both")
-    return _resolve_seq(db, seq) if seq is not None else _resolve_time(db, to_ms(at))  # type: ignore[arg-type]
+    if seq is not None:
+        return again(db, partial(_resolve_seq, db, seq))
+    return again(db, partial(_resolve_time, db, to_ms(at)))  # type: ignore[arg-type]
+
+
+def as_of(db: Reading, at: When | None, seq: int | None, ask: Callable[[int], T]) -> T:
+    """What `ask` says of the state at a time or seq. UnreachableError also if it is condensed away while
+    `ask` looks: it may have missed records then."""
+    files = db._files
+    found = ask(resolve(db, at=at, seq=seq))
+    if db._files is not files:
+        resolve(db, at=at, seq=seq)
+    return found
 
 
 def _resolve_seq(db: Reading, seq: int) -> int:
@@ -111,8 +133,9 @@ def _resolve_seq(db: Reading, seq: int) -> int:
 
 
 def _resolve_time(db: Reading, time_ms: int) -> int:
+    last_seq = db.last_seq
+    active_first = db._active[0]  # before the list of sealed files: none is missed
     _, files = db._files
-    active_first, last_seq = db._active[0], db.last_seq
     first_time = files[0].entry.first_time if files else _time_of(db, active_first)
     if last_seq == 0 or first_time is None or time_ms < first_time:
         return 0
@@ -154,9 +177,9 @@ Point = dict[str, Any]
 
 def _exact_range(db: Reading, seq: int) -> tuple[bool, Point | None, Point | None]:
     """Whether every record around `seq` is there; else the nearest points before and after."""
-    firsts, files = db._files
     if seq >= db._active[0]:
         return True, None, None
+    firsts, files = db._files
     file = files[bisect_right(firsts, seq) - 1]
     if file.entry.exact:
         return True, None, None
@@ -200,9 +223,9 @@ def _ends_batch(db: Reading, record: Record) -> bool:
     """The last record of a sealed file does, whatever its flag says after a merge."""
     if not record.flags & BATCH_GOES_ON:
         return True
-    firsts, files = db._files
     if record.seq >= db._active[0]:
         return False
+    firsts, files = db._files
     return files[bisect_right(firsts, record.seq) - 1].entry.last_seq == record.seq
 
 
@@ -234,23 +257,53 @@ def _refuse(text: str, before: Point | None, after: Point | None) -> int:
 
 
 def log_columns(db: Reading, upto_seq: int) -> Iterator[Columns]:
-    """The columns of all records that were kept, up to a seq, piece by piece in log order."""
-    _, files = db._files
-    first, mapping, places = db._active
-    last_seq = db.last_seq
-    for file in files:
-        if file.first_seq <= upto_seq:
-            for columns in file.columns():
-                yield _cut(columns, upto_seq)
-    count = min(upto_seq, last_seq) - first + 1
+    """The columns of all records that were kept, up to a seq, piece by piece in log order. Where condensing
+    takes a file away meanwhile it goes on with the new one, behind what was given out."""
+    first, mapping, places = db._active  # before the list of sealed files: none is missed
+    done = 0
+    while done < min(upto_seq, first - 1):
+        last_seq, pieces = again(db, partial(_columns_behind, db, done))
+        for columns in pieces:
+            new = _cut(columns, done, upto_seq)
+            if len(new):
+                yield new
+        done = last_seq
+    count = upto_seq - first + 1
     if count > 0:
         yield from pieces_at(mapping, np.frombuffer(places, np.uint32, count))
 
 
-def _cut(columns: Columns, upto_seq: int) -> Columns:
-    if int(columns.seq[-1]) <= upto_seq:
-        return columns
-    return columns[: int(np.searchsorted(columns.seq, np.uint64(upto_seq), "right"))]
+def _columns_behind(db: Reading, seq: int) -> tuple[int, Iterator[Columns]]:
+    """Of the file that has the next seq: the last one of its range, and the columns of its pages. The file is
+    open when this returns."""
+    firsts, files = db._files
+    file = files[bisect_right(firsts, seq + 1) - 1]
+    pieces = file.columns(first_seq=seq + 1)
+    head = list(islice(pieces, 1))
+    return file.entry.last_seq, chain(head, pieces)
+
+
+def again(db: Reading, ask: Callable[[], T]) -> T:
+    """Ask; if a data file is gone it was condensed away: ask again with the new list of files."""
+    for _ in range(_TRIES):
+        try:
+            return ask()
+        except FileNotFoundError as error:
+            gone = error
+            db._look_again()
+    raise DamageError(
+        f"data file is missing: {gone.filename} (restore the database from a backup)", path=gone.filename
+    ) from gone
+
+
+def _cut(columns: Columns, after_seq: int, upto_seq: int) -> Columns:
+    """Of these records those behind one seq and up to another."""
+    start, stop = 0, len(columns)
+    if int(columns.seq[0]) <= after_seq:
+        start = int(np.searchsorted(columns.seq, np.uint64(after_seq), "right"))
+    if int(columns.seq[-1]) > upto_seq:
+        stop = int(np.searchsorted(columns.seq, np.uint64(upto_seq), "right"))
+    return columns[start:stop]
 
 
 def lookup_at(db: Reading, target: int) -> Lookup:

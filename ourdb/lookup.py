@@ -170,7 +170,8 @@ class Lookup:
         """The ids that have a value, ascending, some at a time."""
         for chunk in self.used_chunks():
             start = chunk << 16
-            found = np.flatnonzero(self.live_column[start : start + CHUNK_IDS])
+            live = self.live_column[start : start + CHUNK_IDS].copy()  # numpy counts, and then looks again
+            found = np.flatnonzero(live)
             if len(found):
                 yield found + start
 

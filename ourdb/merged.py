@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ourdb.directory import FileEntry
+from ourdb.files import File
 from ourdb.logtail import verify_block
 from ourdb.record import Buffer
 from ourdb.rotation import new_header
 from ourdb.segment.block import BLOCK_RAW_TARGET, encode_block
 from ourdb.segment.columns import Columns
+from ourdb.segment.header import Header
 from ourdb.segment.reader import SegmentReader
 from ourdb.segment.summary import Summary
 from ourdb.segment.writer import FooterPlan, SegmentWriter
@@ -29,18 +31,12 @@ def write_merged(db: OurDB, merge: Merge, summary: Summary, nr: int) -> FileEntr
     plan = FooterPlan(summary=summary, generation=header.generation, made=0, random=header.file_id)
     path = directory.path / f"{nr}.db"
     with directory.fs.open(path, write=True, create=True, exclusive=True) as file:
-        place = 0
-
-        def write(piece: Buffer) -> None:
-            nonlocal place
-            file.pwrite(memoryview(piece), place)
-            place += len(piece)
-
-        with SegmentWriter(header, plan, write) as writer:
-            for columns, raw in _blocks(merge, summary):
-                writer.add(encode_block(raw, len(columns)), columns)
-            writer.finish()
-        file.fsync()
+        try:
+            place = _write(file, header, plan, merge, summary)
+            file.fsync()
+        except BaseException:
+            directory.fs.unlink(path)
+            raise
     return FileEntry(
         nr=nr,
         file_id=header.file_id,
@@ -53,6 +49,22 @@ def write_merged(db: OurDB, merge: Merge, summary: Summary, nr: int) -> FileEntr
         first_time=summary.first_time,
         last_time=summary.last_time,
     )
+
+
+def _write(file: File, header: Header, plan: FooterPlan, merge: Merge, summary: Summary) -> int:
+    """The whole file; returns its size."""
+    place = 0
+
+    def write(piece: Buffer) -> None:
+        nonlocal place
+        file.pwrite(memoryview(piece), place)
+        place += len(piece)
+
+    with SegmentWriter(header, plan, write) as writer:
+        for columns, raw in _blocks(merge, summary):
+            writer.add(encode_block(raw, len(columns)), columns)
+        writer.finish()
+    return place
 
 
 def _blocks(merge: Merge, summary: Summary) -> Iterator[tuple[Columns, bytes]]:

@@ -10,6 +10,7 @@ sealed: the list of files says.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,9 +26,11 @@ from ourdb.history import alive_of
 from ourdb.logtail import cached_places
 from ourdb.reading import Order
 from ourdb.recovery import Point, check_header, follow_file, skim_file, usable_places
+from ourdb.sealed import SealedFile
 from ourdb.segment.columns import Columns
 from ourdb.segment.header import HEADER_BYTES
 from ourdb.units import When
+from ourdb.views import Items
 
 _TRIES = 16
 _NO_PLACES = np.empty(0, np.int64)
@@ -71,7 +74,7 @@ class ReadonlyDB(OurDB):
             try:
                 lookup, covered = load_table(directory, files, self.uuid, self.config, notes)
                 self._use_lookup(lookup)
-                self._use_files(files)
+                self._use_files(files, files.active.first_seq - 1)
                 break
             except FileNotFoundError as error:
                 if attempt == _TRIES - 1:
@@ -83,21 +86,22 @@ class ReadonlyDB(OurDB):
         self._follow(covered, usable_places(cached, entry.first_seq, directory.load_trust()))
         self._refuse_damage()
 
-    def _use_files(self, files: FileList) -> None:
-        """Take a list of files; the active one is open when this returns, or FileNotFoundError."""
+    def _use_files(self, files: FileList, known: int) -> None:
+        """Take a list of files, and into the table what its sealed ones have beyond `known`: before any of it
+        is shown, as other threads read beside. FileNotFoundError, and nothing is changed, if one is gone."""
         from ourdb.opening import before_time
 
         active = self._directory.fs.open(self._directory.data_path(files.active))
-        try:
-            check_header(active, files, self.uuid)
-        except BaseException:
-            active.close()
-            raise
-        if self._open_file:
-            self._open_file.close()
-        self._open_file = active
+        check_header(active, files, self.uuid)
+        for entry in files.sealed:
+            if entry.last_seq > known:
+                for columns in SealedFile(self._directory, entry, self.uuid).columns(first_seq=known + 1):
+                    new = columns[int(np.searchsorted(columns.seq, np.uint64(known), "right")) :]
+                    self._lookup.put_many(new.id, new.seq, alive_of(new))
+        self._use_lookup(self._lookup)
         self.replace_files(files)
         first = files.active.first_seq
+        self._open_file = active  # the one before is closed when no thread reads it any more
         self._end = Point(offset=HEADER_BYTES, seq=first - 1, time_ms=before_time(files))
         self._places_seen, self._new_places = np.empty(0, np.uint32), []
         self._seq, self._time = first - 1, self._end.time_ms
@@ -158,21 +162,9 @@ class ReadonlyDB(OurDB):
         files = self._directory.load_list()
         if files.active == self._list.active:
             return False
-        known = self._seq
-        try:
-            self._use_files(files)
-        except FileNotFoundError:
-            return True  # rotated or condensed once more meanwhile: the next round takes the next list
-        self._apply_sealed(files, known)
+        with contextlib.suppress(FileNotFoundError):  # condensed meanwhile: the next round sees
+            self._use_files(files, self._seq)
         return True
-
-    def _apply_sealed(self, files: FileList, known: int) -> None:
-        for file in self._files[1]:
-            if file.entry.last_seq > known:
-                for columns in file.columns(first_seq=known + 1):
-                    new = columns[int(np.searchsorted(columns.seq, np.uint64(known), "right")) :]
-                    self._lookup.put_many(new.id, new.seq, alive_of(new))
-        self._use_lookup(self._lookup)
 
     def _refuse_damage(self) -> None:
         """Where the log ends before what is known to be durable it is damaged. A writer may be at work, so
@@ -201,15 +193,20 @@ class ReadonlyDB(OurDB):
         return super()._load_record(seq)
 
     def _reload(self) -> bool:
-        """Whether there is another list of files than the one that is used."""
+        """Whether there is another list of files than the one that is used. Under the lock."""
         files = self._directory.load_list()
         if files == self._list:
             return False
-        known = self._seq
-        self._use_files(files)
-        self._apply_sealed(files, known)
-        self._follow(applied_seq=known)
+        if files.active == self._list.active:
+            self.replace_files(files)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                self._use_files(files, self._seq)
         return True
+
+    def _look_again(self) -> None:
+        with self._lock:
+            self._reload()
 
     # -- reads ------------------------------------------------------------------------------------
 
@@ -225,9 +222,7 @@ class ReadonlyDB(OurDB):
         self.refresh()
         return super().get_history(id, depth)
 
-    def items(  # type: ignore[override]
-        self, order: Order = "id", *, at: When | None = None, seq: int | None = None
-    ) -> Iterator[tuple[int, bytes]]:
+    def items(self, order: Order = "id", *, at: When | None = None, seq: int | None = None) -> Items:
         self.refresh()
         return super().items(order, at=at, seq=seq)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from datetime import datetime
 from mmap import mmap
 from operator import itemgetter
@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 from ourdb import history
 from ourdb.config import Config
 from ourdb.directory import Directory
-from ourdb.errors import DamageError, InvalidError, MissingIdError
+from ourdb.errors import DamageError, InvalidError, MissingIdError, UnreachableError
+from ourdb.files import descriptors_max
 from ourdb.history import Version
 from ourdb.lookup import Lookup, Wide
 from ourdb.record import TOMBSTONE, Record, decode_record, gather_headers
-from ourdb.sealed import SealedFile
+from ourdb.sealed import Opened, SealedFile
 from ourdb.units import When
+from ourdb.views import Items, Values
 
 D = TypeVar("D")
 Order = Literal["id", "log"]
@@ -57,6 +59,7 @@ class Reading(MutableMapping[int, bytes]):
         "_lock",
         "_lookup",
         "_mapped",
+        "_mapped_max",
         "_release",
         "_seq",
         "_time",
@@ -75,6 +78,7 @@ class Reading(MutableMapping[int, bytes]):
         self._acquire, self._release = self._lock.acquire, self._lock.release
         self._seq = self._time = 0
         self._mapped: list[SealedFile] = []
+        self._mapped_max = min(_MAPPED_FILES_MAX, descriptors_max() // 16)  # each has two, and is not alone
         self._files: tuple[list[int], list[SealedFile]] = ([], [])
         self._active: Snapshot
         self._use_lookup(Lookup(config.record_nr_max))
@@ -147,7 +151,7 @@ class Reading(MutableMapping[int, bytes]):
         return record.value
 
     def _get_as_of(self, id: int, default: Any, at: When | None, seq: int | None) -> Any:
-        version = history.version_at(self, id, history.resolve(self, at=at, seq=seq))
+        version = history.as_of(self, at, seq, lambda target: history.version_at(self, id, target))
         return default if version is None or version.value is None else version.value
 
     def get_many(self, ids: Iterable[int], default: D | None = None) -> list[bytes | D | None]:
@@ -208,10 +212,11 @@ class Reading(MutableMapping[int, bytes]):
         return values
 
     def _sealed_places(self, file: SealedFile, seqs: NDArray[np.uint64]) -> tuple[mmap, NDArray[np.uint32]]:
-        if file.opened is None:
+        opened = file.opened
+        if opened is None:
             with self._lock:
-                self._map_file(file)
-        mapping, places, kept = file.opened or file.open()
+                opened = self._map_file(file)
+        mapping, places, kept = opened
         column = np.frombuffer(places, np.uint32)
         at = seqs - np.uint64(file.first_seq) if kept is None else np.searchsorted(kept, seqs)
         return mapping, column[at]
@@ -270,19 +275,23 @@ class Reading(MutableMapping[int, bytes]):
             seq=seq,
         )
 
-    def _map_file(self, file: SealedFile) -> None:
+    def _map_file(self, file: SealedFile) -> Opened:
         """Under the lock. The mapping that is oldest goes if there are many; who reads it keeps it."""
-        if file.opened is None:
-            file.open()
-            self._mapped.append(file)
-            if len(self._mapped) > _MAPPED_FILES_MAX:
-                self._mapped.pop(0).opened = None
+        if file.opened is not None:
+            return file.opened
+        self._mapped.append(file)
+        if len(self._mapped) > self._mapped_max:
+            self._mapped.pop(0).opened = None
+        return file.open()
 
     def _active_name(self) -> str:
         raise NotImplementedError
 
     def _require_open(self) -> None:
         raise NotImplementedError
+
+    def _look_again(self) -> None:
+        """A data file is gone: take the list of files that counts now. The writer has it already."""
 
     # -- history and past states ------------------------------------------------------------------
 
@@ -292,21 +301,26 @@ class Reading(MutableMapping[int, bytes]):
             raise InvalidError(f"depth must not be negative: {depth}")
         return list(history.versions(self, id, depth))
 
-    def items(  # type: ignore[override]
-        self, order: Order = "id", *, at: When | None = None, seq: int | None = None
-    ) -> Iterator[tuple[int, bytes]]:
+    def items(self, order: Order = "id", *, at: When | None = None, seq: int | None = None) -> Items:
         """Ids and values, by ascending id or (`order="log"`) as they were written; now, or as of a time or
         seq.
 
-        What is written meanwhile may or may not be seen; with `at` or `seq` it is that one state.
+        What is written meanwhile may or may not be seen; with `at` or `seq` it is that one state, and
+        UnreachableError while it is read if condensing takes it away.
         """
         if order not in ("id", "log"):
             raise InvalidError(f"unknown order: {order!r} (id or log)")
-        lookup = self._lookup
-        target = None
-        if at is not None or seq is not None:
-            target = history.resolve(self, at=at, seq=seq)
-            lookup = history.lookup_at(self, target)
+        if at is None and seq is None:
+            return Items(self, lambda: self._pairs(order, self._lookup, None), self.__len__, current=True)
+        target, lookup = history.as_of(
+            self, at, seq, lambda target: (target, history.lookup_at(self, target))
+        )
+        return Items(self, lambda: self._pairs(order, lookup, target), lambda: lookup.count, current=False)
+
+    def values(self) -> Values:
+        return Values(self)
+
+    def _pairs(self, order: Order, lookup: Lookup, target: int | None) -> Iterator[tuple[int, bytes]]:
         pairs = _by_id(lookup) if order == "id" else history.pairs_in_log(self, lookup, target)
         return self._values_of(pairs, current=target is None)
 
@@ -327,7 +341,7 @@ class Reading(MutableMapping[int, bytes]):
     def _value_at(self, seq: int) -> bytes:
         record = self.record(seq)
         if record is None:
-            raise DamageError(f"record {seq} is missing", seq=seq)
+            raise UnreachableError(f"record {seq} was condensed away meanwhile", seq=seq)
         return record.value
 
     # -- a mapping of int to bytes ----------------------------------------------------------------
@@ -351,9 +365,12 @@ class Reading(MutableMapping[int, bytes]):
             yield from ids.tolist()
 
     def __eq__(self, other: object) -> bool:
-        return self is other
+        """As of any mapping: the same ids with the same values."""
+        if self is other or not isinstance(other, Mapping):
+            return self is other
+        return len(self) == len(other) and all(other.get(id) == value for id, value in self.items())
 
-    __hash__ = object.__hash__
+    __hash__ = None  # type: ignore[assignment]  # as of any mapping that can change
 
     @property
     def last_seq(self) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from mmap import mmap
 
 import numpy as np
+from crc32c import crc32c
 from numpy.typing import NDArray
 
 from ourdb.directory import Directory, FileEntry
@@ -19,6 +20,7 @@ from ourdb.segment.columns import Columns
 from ourdb.segment.header import HEADER_BYTES
 from ourdb.segment.index import Array
 from ourdb.segment.reader import SegmentReader
+from ourdb.segment.source import Fetch
 from ourdb.segment.summary import Summary
 
 Seqs = NDArray[np.uint64]
@@ -36,18 +38,31 @@ def open_segment(directory: Directory, entry: FileEntry, uuid: bytes) -> tuple[F
             raise DamageError(
                 f"{path} has {size} bytes, not {entry.bytes}: it was cut off", file=entry.name, offset=size
             )
-        # Behind the footer lies preallocated space if the machine died between commit and cut.
-        reader = SegmentReader(
-            entry.bytes,
-            lambda offset, length: file.pread(length, offset),
-            expect_uuid=uuid,
-            where=entry.name,
-        )
-        check_reader(reader, entry)
+        reader = _reader(entry, uuid, lambda offset, length: file.pread(length, offset))
     except BaseException:
         file.close()
         raise
     return file, reader
+
+
+def visit_segment(directory: Directory, entry: FileEntry, uuid: bytes) -> SegmentReader:
+    """As open_segment, but the file is opened for each read: a process may have fewer descriptors than a
+    database has files. For the writer, whose files do not go away under it."""
+
+    def fetch(offset: int, length: int) -> bytes:
+        with directory.fs.open(directory.data_path(entry)) as file:
+            return file.pread(length, offset)
+
+    file, _ = open_segment(directory, entry, uuid)
+    file.close()
+    return _reader(entry, uuid, fetch)
+
+
+def _reader(entry: FileEntry, uuid: bytes, fetch: Fetch) -> SegmentReader:
+    # Behind the footer lies preallocated space if the machine died between commit and cut.
+    reader = SegmentReader(entry.bytes, fetch, expect_uuid=uuid, where=entry.name)
+    check_reader(reader, entry)
+    return reader
 
 
 def check_reader(reader: SegmentReader, entry: FileEntry) -> None:
@@ -124,18 +139,21 @@ class SealedFile:
         return self.opened
 
     def _cached_places(self) -> tuple[memoryview[int], Seqs | None] | None:
-        """From the cache, unless it has not the right size. Whether it is right a read will show."""
-        count = self.entry.records
-        size = 4 * count if self.entry.dense else 4 * count + 8 * count
+        """From the cache, unless it has not the right size. Whether a place is right a read will show; a wrong
+        seq would only look like a record that was dropped, and so seqs have a checksum."""
+        count, dense = self.entry.records, self.entry.dense
+        size = 4 * count if dense else 12 * count + 4
         try:
             with self._directory.fs.open(self._directory.places_path(self.entry)) as file:
                 if file.size() != size:
                     return None
-                mapping = file.map(size)
+                view = memoryview(file.map(size))
         except FileNotFoundError:
             return None
-        seqs = None if self.entry.dense else np.frombuffer(mapping, "<u8", count, 4 * count)
-        return memoryview(mapping)[: 4 * count].cast("I"), seqs
+        if not dense and crc32c(view[:-4]) != int.from_bytes(view[-4:], "little"):
+            return None
+        seqs = None if dense else np.frombuffer(view, "<u8", count, 4 * count)
+        return view[: 4 * count].cast("I"), seqs
 
     def _build_places(self) -> tuple[memoryview[int], Seqs | None]:
         lengths, seqs = zip(*self.arrays("length", "seq"), strict=True)
@@ -144,7 +162,7 @@ class SealedFile:
         sparse = None if self.entry.dense else np.concatenate(seqs).astype("<u8")
         if self._directory.cache.is_dir():
             body = places.tobytes() + (b"" if sparse is None else sparse.tobytes())
-            self._keep(body)
+            self._keep(body if sparse is None else body + crc32c(body).to_bytes(4, "little"))
         return memoryview(places.tobytes()).cast("I"), sparse
 
     def _keep(self, body: bytes) -> None:
@@ -160,8 +178,11 @@ class SealedFile:
             return
 
     def place(self, seq: int) -> tuple[mmap, int] | None:
-        """The mapping and where the record of a seq begins, None if it was dropped."""
-        mapping, places, seqs = self.opened or self.open()
+        """The mapping and where the record of a seq begins, None if it was dropped. ValueError if the file is
+        not mapped: whoever maps it has to see to it that it is let go again."""
+        if self.opened is None:
+            raise ValueError(f"{self.entry.name} is not mapped")
+        mapping, places, seqs = self.opened
         if seqs is None:
             return mapping, places[seq - self.first_seq]
         at = int(np.searchsorted(seqs, np.uint64(seq)))

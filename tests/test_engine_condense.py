@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ourdb
-from ourdb import line
+from ourdb import condense as condensing
+from ourdb import database, line
 from ourdb.check import check
-from ourdb.errors import InvalidError, UnreachableError
+from ourdb.directory import IDENTITY
+from ourdb.errors import (
+    DamageError,
+    InvalidError,
+    StorageError,
+    TemporaryError,
+    UnreachableError,
+    UnusableError,
+)
+from ourdb.names import SegmentName, segment_key
 
 
 @pytest.fixture
@@ -170,3 +184,148 @@ def test_numbers_of_files_are_not_used_again_soon(path: Path) -> None:
         numbers = [entry.nr for entry in db._list.files]
         assert min(numbers) >= 3
         assert len(set(numbers)) == len(numbers)
+
+
+def test_window_without_line_json_is_refused_and_plain_condensing_is_not(path: Path) -> None:
+    with ourdb.open(path) as db:
+        fill(db, 20)
+        db.rotate()
+        fill(db, 5)
+        (path / line.FILE_NAME).unlink()
+        with pytest.raises(DamageError) as caught:
+            db.condense(keep_versions=1)
+        assert caught.value.fields["file"] == line.FILE_NAME
+        with pytest.raises(DamageError):
+            db.condense(window_ms=0, dry_run=True)
+        assert len(db._list.files) == 2
+        db.rotate()
+        assert db.condense().records_after == 25
+
+
+def note_upload(path: Path, last_seq: int) -> None:
+    name = SegmentName(
+        last_seq=last_seq,
+        first_seq=1,
+        last_time=1,
+        first_time=1,
+        horizon=1,
+        chain_before=0,
+        chain_after=1,
+        made=0,
+        random=1,
+    )
+    upload = line.Upload(store="s3:x", key=segment_key("1" * 16, name), bytes=1)
+    line.update(path, lambda old: replace(old, uploads=(*old.uploads, upload)))
+
+
+def test_acknowledged_upload_protects_its_end_as_a_mark_does(path: Path) -> None:
+    with ourdb.open(path) as db:
+        fill(db, 20)
+        db.rotate()
+        fill(db, 20)
+        note_upload(path, 20)
+        db.condense(keep_versions=1)
+        assert sorted(states(db)) == [0, *range(20, 41)]
+
+
+@pytest.mark.parametrize("noted", [mark, note_upload])
+def test_what_a_backup_ships_while_condensing_writes_is_planned_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, noted: Callable[[Path, int], None]
+) -> None:
+    with ourdb.open(path) as db:
+        fill(db, 20)
+        db.rotate()
+        fill(db, 20)
+        written = condensing.write_merged
+
+        def ship_beside(*args: Any) -> Any:
+            if line.load(path).uploads == () and not line.load(path).marks:  # type: ignore[union-attr]
+                noted(path, 20)
+            return written(*args)
+
+        monkeypatch.setattr(condensing, "write_merged", ship_beside)
+        db.condense(keep_versions=1)
+        assert sorted(states(db)) == [0, *range(20, 41)]
+        assert {int(name.stem) for name in path.glob("*.db")} == {entry.nr for entry in db._list.files}
+    assert check(path).problems == []
+
+
+def test_backups_without_end_make_condensing_give_up_as_it_was(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ourdb.open(path) as db:
+        for _ in range(12):
+            fill(db, 10)
+            db.rotate()
+        before, files, written = states(db), db._list, condensing.write_merged
+        seqs = iter(range(110, 0, -10))
+
+        def ship_beside(*args: Any) -> Any:
+            seq = next(seqs)
+            mark(path, seq, f"s3:{seq}")
+            return written(*args)
+
+        monkeypatch.setattr(condensing, "write_merged", ship_beside)
+        with pytest.raises(TemporaryError) as caught:
+            db.condense(keep_versions=1)
+        assert caught.value.kind == "busy"
+        assert (db._list, states(db)) == (files, before)
+        db.set(b"on", 1)
+        db.rotate()
+    assert check(path).problems == []
+
+
+def test_running_backup_keeps_history_from_being_dropped_and_not_files_from_being_merged(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(condensing, "_RUN_WAIT_S", 0.0)
+    with ourdb.open(path) as db:
+        for _ in range(2):
+            fill(db, 20)
+            db.rotate()
+        with (path / IDENTITY).open("r+b") as run:
+            fcntl.flock(run, fcntl.LOCK_SH)
+            with pytest.raises(TemporaryError) as caught:
+                db.condense(keep_versions=1)
+            assert caught.value.kind == "busy"
+            assert {int(name.stem) for name in path.glob("*.db")} == {entry.nr for entry in db._list.files}
+            assert db.condense().files_after == 1
+        assert db.condense(keep_versions=1).records_after == 10
+
+
+def test_condensing_leaves_no_checkpoint_of_files_that_are_gone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_CHECKPOINT_BYTES_MIN", 1)
+    with ourdb.open(path) as db:
+        fill(db, 20)
+        db.rotate()
+        fill(db, 20)
+        db.condense(keep_versions=1)
+        last = dict(db)
+        assert not (path / "cache" / "lookup.ckpt").exists()
+    for _ in range(2):
+        with ourdb.open(path) as db:
+            assert db.notes == []
+            assert dict(db) == last
+
+
+def test_failed_commit_of_condensing_poisons(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ourdb.open(path) as db:
+        fill(db, 20)
+        db.rotate()
+        last = dict(db)
+
+        def fail(*_: Any) -> None:
+            raise StorageError("no space left", kind="disk_full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(db._directory), "replace_list", fail)
+            with pytest.raises(StorageError):
+                db.condense(keep_versions=1)
+        with pytest.raises(UnusableError):
+            db.set(b"x", 1)
+    with ourdb.open(path) as db:
+        assert dict(db) == last
+        db.rotate()
+        assert db.condense(keep_versions=1).records_after == 10
