@@ -207,6 +207,8 @@ def recover(directory: Directory, uuid: bytes, config: Config) -> Recovered:
     files = directory.load_list()
     refuse_missing(directory, files)
     lookup, covered = load_table(directory, files, uuid, config, notes)
+    if notes:
+        directory.fs.unlink(directory.cache / CHECKPOINT)  # so that it is noted once
     before = Before()
     if files.sealed:
         last = SealedFile(directory, files.sealed[-1], uuid)

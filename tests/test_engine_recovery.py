@@ -371,3 +371,27 @@ def test_file_closed_twice_is_closed_once(tmp_path: Path) -> None:
     file.close()
     file.close()
     assert file.fd == -1
+
+
+def test_torn_list_of_the_records_that_were_kept_is_not_believed(path: Path) -> None:
+    with ourdb.open(path, record_nr_max=1000) as db:
+        for number in range(600):
+            db.set(b"%d" % number, number % 30)
+        db.condense(keep_versions=2)
+        histories = [[version.seq for version in db.get_history(id_)] for id_ in range(30)]
+    [cached] = [file for file in (path / "cache").glob("*.places") if file.stat().st_size < 1000]
+    whole = cached.read_bytes()
+    for start in range(0, len(whole), 16):
+        cached.write_bytes(whole[:start] + bytes(16) + whole[start + 16 :])
+        with ourdb.open(path) as db:
+            assert [[version.seq for version in db.get_history(id_)] for id_ in range(30)] == histories
+        assert cached.read_bytes() == whole
+
+
+def test_unusable_checkpoint_is_noted_once(path: Path) -> None:
+    state = fill(path)
+    (path / "cache" / "lookup.ckpt").write_bytes(b"garbage")
+    for notes in (1, 0):
+        with ourdb.open(path) as db:
+            assert dict(db.items()) == state
+            assert len(db.notes) == notes
