@@ -7,6 +7,7 @@ import resource
 import threading
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -416,3 +417,68 @@ def test_sealed_files_keep_to_file_size(db: ourdb.OurDB, path: Path) -> None:
     sizes = [(path / entry.name).stat().st_size for entry in db._list.sealed]
     assert len(sizes) > 2
     assert max(sizes) <= 64 * 1024
+
+
+def test_items_and_values_are_views_as_of_a_dictionary(path: Path) -> None:
+    with ourdb.open(path) as db:
+        db.update({3: b"c", 1: b"a", 2: b"b"})
+        items, values = db.items(), db.values()
+        assert list(items) == list(items) == [(1, b"a"), (2, b"b"), (3, b"c")]
+        assert (len(items), len(values), len(db.items(seq=1))) == (3, 3, 1)
+        assert (2, b"b") in items
+        assert (2, b"x") not in items
+        assert "2b" not in items
+        assert (3, b"c") in db.items(seq=1)
+        assert (1, b"a") not in db.items(seq=1)
+        assert items & {(1, b"a"), (9, b"")} == {(1, b"a")}
+        assert b"b" in values
+        assert b"x" not in values
+        db[4] = b"d"
+        assert (len(items), list(values)[-1]) == (4, b"d")
+
+
+def test_database_equals_a_mapping_of_the_same_values(path: Path) -> None:
+    with ourdb.open(path) as db:
+        db.update({1: b"a", 2: b"b"})
+        assert db == {1: b"a", 2: b"b"}
+        assert db != {1: b"a", 2: b"x"}
+        assert db != {1: b"a", 3: b"b"}
+        assert db != {1: b"a"}
+        assert db != [1, 2]
+        with ourdb.open(path, readonly=True) as other:
+            assert db == other
+
+
+def test_walk_of_values_leaves_out_what_is_deleted_meanwhile(path: Path) -> None:
+    with ourdb.open(path) as db:
+        db.update({number: b"%d" % number for number in range(50_000)})
+        walk = iter(db.values())
+        first = next(walk)
+        db.clear()
+        assert first == b"0"
+        assert len(list(walk)) < 50_000
+
+
+def test_clear_of_more_than_a_file_holds_takes_several_batches(path: Path) -> None:
+    with ourdb.open(path, file_size=64 * 1024) as db:
+        for start in range(0, 3000, 1000):
+            db.set_many([(number, b"x") for number in range(start, start + 1000)])
+        db.clear()
+        assert (len(db), db.last_seq) == (0, 6000)
+    with ourdb.open(path) as db:
+        assert dict(db) == {}
+
+
+def test_popitem_gives_the_lowest_id_and_an_error_of_ours_when_there_is_none(path: Path) -> None:
+    with ourdb.open(path) as db:
+        db.update({7: b"a", 9: b"b"})
+        assert [db.popitem(), db.popitem()] == [(7, b"a"), (9, b"b")]
+        with pytest.raises(MissingIdError):
+            db.popitem()
+
+
+@pytest.mark.parametrize("options", [{"file_size": 1e9}, {"record_nr_max": "5"}, {"record_size_max": True}])
+def test_size_that_is_no_int_is_refused_before_anything_is_made(path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidError):
+        ourdb.open(path, **options)
+    assert not path.exists()
