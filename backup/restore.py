@@ -195,8 +195,10 @@ class _Restore:
         """Goes on without a segment that the head names; raises the error if that cannot help."""
         if error is None:
             return
-        if key is None or key in self._left_out or all(entry.key != key for entry in view.segments):
+        entry = next((entry for entry in view.segments if entry.key == key), None)
+        if key is None or entry is None or key in self._left_out:
             raise error
+        error.fields = {"first_seq": entry.first_seq, "last_seq": entry.last_seq} | error.fields
         self._left_out[key] = error
 
     def _plan(self, view: View, fetcher: SegmentFetcher) -> _Plan:

@@ -481,6 +481,16 @@ class TestDamage:
         assert (fields["key"], fields["first_seq"], fields["last_seq"]) == (key, 21, 40)
         assert left_behind(tmp_path) == []
 
+    @pytest.mark.parametrize("how", ["missing", "cut off", "longer", "-20"])
+    def test_where_a_point_would_be_looked_up_names_key_and_range(self, tmp_path, how):
+        world = world_of(writes(60), 20, 40)
+        key = self.damaged(world, how, 1)
+        with pytest.raises(DamageError) as caught:
+            restore(world.url, tmp_path / "db", seq=30)
+        fields = caught.value.fields
+        assert (fields["key"], fields["first_seq"], fields["last_seq"]) == (key, 21, 40)
+        assert "seq 21 to 40 are lost" in str(caught.value)
+
     @pytest.mark.parametrize("how", ["missing", "cut off", "90", "-20"])
     def test_with_another_path_is_gone_around_and_reported(self, tmp_path, how):
         log = writes(60)
