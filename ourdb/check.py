@@ -11,7 +11,7 @@ from ourdb import line
 from ourdb.checkpoint import NAME as CHECKPOINT
 from ourdb.checkpoint import load_checkpoint
 from ourdb.config import Config
-from ourdb.directory import Directory, FileEntry, FileList
+from ourdb.directory import Directory, FileEntry, FileList, file_missing
 from ourdb.errors import DamageError
 from ourdb.files import File, FileSystem, require_linux
 from ourdb.recovery import Point, check_header, find_later_write, follow_file
@@ -80,9 +80,7 @@ def find_problems(path: str | os.PathLike[str], *, fs: FileSystem | None = None)
                 break
             except FileNotFoundError as error:
                 if attempt == _TRIES - 1 or directory.load_list() == files:
-                    raise DamageError(
-                        f"data file is missing: {error.filename}", path=str(error.filename)
-                    ) from error
+                    raise file_missing(error) from error
         _check_caches(directory, files, uuid, config, report)
     except DamageError as error:
         _report(report, error)

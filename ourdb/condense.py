@@ -18,7 +18,7 @@ import numpy as np
 from ourdb import line
 from ourdb.active import ENDING_BYTES_A_RECORD, area_end, summarize
 from ourdb.directory import IDENTITY, Directory, FileEntry, FileList
-from ourdb.errors import DamageError, InvalidError, TemporaryError, UnreachableError
+from ourdb.errors import DamageError, InvalidError, StorageError, TemporaryError, UnreachableError
 from ourdb.history import resolve
 from ourdb.layout import Cutter, summarize_cuts
 from ourdb.merge import MergePlan, SourceColumns, plan_merge
@@ -82,7 +82,7 @@ def condense(db: OurDB, *, horizon: int | None, keep_versions: int | None, dry_r
         horizon = max(1, db._seq)
     if not dry_run and horizon is not None and db._seq >= db._first:
         _read_marks(db, needed=True)
-        db._rotate()
+        _seal_active(db)
     before = db._list.sealed
     for _ in range(_TRIES):
         marks = _read_marks(db, needed=horizon is not None)
@@ -96,6 +96,16 @@ def condense(db: OurDB, *, horizon: int | None, keep_versions: int | None, dry_r
         f"backups of this database follow one another too fast to condense it: try again: {db.path}",
         kind="busy",
     )
+
+
+def _seal_active(db: OurDB) -> None:
+    """So that what is in it may be dropped, too. Where there is no room for another file it stays as it is:
+    condensing the others may make room."""
+    try:
+        db._rotate()
+    except StorageError:
+        if db._failure is not None:
+            raise
 
 
 def _report(before: Sequence[FileEntry], after: Sequence[FileEntry]) -> CondenseReport:
@@ -305,6 +315,7 @@ def _apply(db: OurDB, merges: Sequence[Merge]) -> bool:
         following = FileList(files=tuple(listed), next_nr=(numbers[-1] + 1) % 65_536)
         with _no_backup_beside(db, merges) as free:
             if free:
+                db.drop_checkpoint()
                 db.commit_files(following)
     except BaseException:
         if db._failure is None:  # else nobody knows which list counts
@@ -315,7 +326,6 @@ def _apply(db: OurDB, merges: Sequence[Merge]) -> bool:
         return False
     db.replace_files(following)
     _remove(directory, gone)
-    db.drop_checkpoint()
     return True
 
 

@@ -117,14 +117,12 @@ class OurDB(Reading):
 
     def _adopt(self, found: Recovered) -> None:
         """Begin with what recovery has found."""
-        from ourdb.opening import open_mark
-
         self._list, self._before = found.files, found.before
         self._use_lookup(found.lookup)
         self._use_file(found.active)
         self._pos, self._seq, self._time = found.end.offset, found.end.seq, found.end.time_ms
         self._durable = found.durable_seq
-        self._mark = open_mark(self._directory, self._durable)
+        self._mark = SyncMark(self._directory, self._durable)
         self._use_sealed(found.files, {})
         self._logged = sum(e.bytes for e in found.files.sealed if e.last_seq > found.checkpoint_seq)
         if self._incremental and self._lookup.highest is not None:
@@ -406,6 +404,8 @@ class OurDB(Reading):
     def _poison(self, error: Error) -> None:
         self._failure = self._failure or error
         self._limit = -1
+        if self._mark:
+            self._mark.distrust()
 
     def _require_open(self) -> None:
         if self._lock_file is None:
@@ -518,7 +518,7 @@ class OurDB(Reading):
             raise
 
     def drop_checkpoint(self) -> None:
-        """The file that it ends in was condensed away: another is written when one is due."""
+        """The file that it ends in is about to be condensed away: another is written when one is due."""
         self._directory.fs.unlink(self._directory.cache / CHECKPOINT)
         self._checkpoint = 0
         self._logged = sum(entry.bytes for entry in self._list.sealed)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from struct import Struct
@@ -23,7 +24,7 @@ from crc32c import crc32c
 
 from ourdb import line, sealedjson
 from ourdb.config import Config
-from ourdb.errors import DamageError, InvalidError, LockedError, NotFoundError, UnknownFormatError
+from ourdb.errors import DamageError, Error, InvalidError, LockedError, NotFoundError, UnknownFormatError
 from ourdb.files import File, FileSystem
 from ourdb.names import FILE_NR_MAX, data_file_name, parse_data_file_name
 from ourdb.units import format_time, now_ms
@@ -32,7 +33,7 @@ FORMAT_VERSION = 1
 IDENTITY, FILES, LOCK, NOTES = "ourdb.json", "files.json", "lock", "notes.log"
 CACHE, TORN = "cache", "torn"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_SYNCED = Struct("<16sQ")
+_SYNCED_NAME, _SYNCED = "synced", Struct("<16sQ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,14 @@ class Trust:
 
     durable_seq: int
     same_boot: bool
+
+
+def file_missing(error: FileNotFoundError) -> DamageError:
+    """The error for a data file that the list of files names and that is not there."""
+    path = Path(error.filename)
+    return DamageError(
+        f"data file is missing: {path} (restore the database from a backup)", file=path.name, path=str(path)
+    )
 
 
 def boot_id() -> bytes:
@@ -240,7 +249,7 @@ class Directory:
         """From the sync mark, the shipped marks and the checkpoint: whatever of them is there."""
         durable, boot = checkpoint_seq, b""
         try:
-            data = self.fs.read(self.cache / "synced", bytes_max=_SYNCED.size + 4)
+            data = self.fs.read(self.cache / _SYNCED_NAME, bytes_max=_SYNCED.size + 4)
         except FileNotFoundError:
             data = b""
         body = data[: _SYNCED.size]
@@ -255,18 +264,43 @@ class Directory:
 
 class SyncMark:
     """`cache/synced`: this boot, and up to which seq the log is durable. Written after each sync, and not
-    synced itself: an old one says less, a torn one nothing."""
+    synced itself: an old one says less, a torn one nothing. A cache: where it cannot be written there is
+    none, and recovery reads more, no less."""
 
-    def __init__(self, directory: Directory) -> None:
-        self._boot = boot_id()
-        self._file = directory.fs.open(directory.cache / "synced", write=True, create=True)
+    def __init__(self, directory: Directory, seq: int) -> None:
+        self._fs, self._path = directory.fs, directory.cache / _SYNCED_NAME
+        self._boot, self._seq = boot_id(), seq
+        self._file: File | None = None
+        try:
+            self._file = self._fs.open(self._path, write=True, create=True)
+        except (Error, FileNotFoundError):
+            self._give_up()
+        self.write(seq)
 
     def write(self, seq: int) -> None:
+        self._seq = seq
         body = _SYNCED.pack(self._boot, seq)
-        self._file.pwrite(body + crc32c(body).to_bytes(4, "little"), 0)
+        if self._file:
+            try:
+                self._file.pwrite(body + crc32c(body).to_bytes(4, "little"), 0)
+            except Error:
+                self._give_up()
+
+    def distrust(self) -> None:
+        """After a failed sync the page cache has bytes that never reach the disk, and the system takes them
+        for clean: recovery is to do as if the machine had been started anew."""
+        self._boot = bytes(16)
+        self.write(self._seq)
+
+    def _give_up(self) -> None:
+        self.close()
+        with suppress(Error):
+            self._fs.unlink(self._path)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
+        self._file = None
 
 
 def random_u64() -> int:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ourdb.errors import DamageError, InvalidError, UnreachableError
+from ourdb.directory import file_missing
+from ourdb.errors import InvalidError, UnreachableError
 from ourdb.lookup import Lookup
 from ourdb.record import BATCH_GOES_ON, TOMBSTONE, Record
 from ourdb.recovery import pieces_at
@@ -291,9 +292,7 @@ def again(db: Reading, ask: Callable[[], T]) -> T:
         except FileNotFoundError as error:
             gone = error
             db._look_again()
-    raise DamageError(
-        f"data file is missing: {gone.filename} (restore the database from a backup)", path=gone.filename
-    ) from gone
+    raise file_missing(gone) from gone
 
 
 def _cut(columns: Columns, after_seq: int, upto_seq: int) -> Columns:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from ourdb.config import Config
-from ourdb.directory import Directory, FileEntry, FileList
+from ourdb.directory import Directory, FileEntry, FileList, file_missing
 from ourdb.errors import DamageError, InvalidError, TemporaryError
 from ourdb.files import File, FileSystem, require_linux
 from ourdb.logtail import LogTail, load_tail, verify_block
@@ -303,9 +303,7 @@ class LogReader:
             except FileNotFoundError as error:
                 files = self._directory.load_list()
                 if files == self._list:
-                    raise DamageError(
-                        f"data file is missing: {error.filename}", path=str(error.filename)
-                    ) from error
+                    raise file_missing(error) from error
                 self._list = files
         raise TemporaryError(f"files go away faster than they can be read: {self._directory.path}")
 

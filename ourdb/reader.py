@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ourdb.config import Config
 from ourdb.database import OurDB
-from ourdb.directory import Directory, FileList
+from ourdb.directory import Directory, FileList, file_missing
 from ourdb.errors import DamageError, InvalidError, UnusableError
 from ourdb.files import File
 from ourdb.history import alive_of
@@ -78,9 +78,7 @@ class ReadonlyDB(OurDB):
                 break
             except FileNotFoundError as error:
                 if attempt == _TRIES - 1:
-                    raise DamageError(
-                        f"data file is missing: {error.filename}", path=str(error.filename)
-                    ) from error
+                    raise file_missing(error) from error
         entry = self._list.active
         cached = cached_places(directory, entry)
         self._follow(covered, usable_places(cached, entry.first_seq, directory.load_trust()))

@@ -157,7 +157,7 @@ def skim_file(
 ) -> Iterator[tuple[Columns, NDArray[np.int64], Point]]:
     """As `follow_file`, where cached places say where records begin: their headers are proven, as in
     `prove_places`, and values are not checked. Stops where the places are wrong."""
-    at = 0
+    at, limit = 0, file.size()
     while at < len(places) and places[at] == start.offset:
         here = places[at : at + PIECE_RECORDS]
         here = here[: max(1, int(np.searchsorted(here, here[0] + READ_BYTES)))]
@@ -167,7 +167,8 @@ def skim_file(
         raw = file.pread(size, start.offset)
         here = here[(here >= start.offset) & (here - start.offset <= len(raw) - RECORD_HEADER_BYTES)]
         columns = columns_of(gather_headers(raw, here - start.offset))
-        good = columns[: _count_true(_follows(columns, here, start, config))]
+        inside = here + columns.raw_sizes <= limit
+        good = columns[: _count_true(_follows(columns, here, start, config) & inside)]
         ends = np.flatnonzero((good.flags & np.uint16(BATCH_GOES_ON)) == 0)
         if not len(ends):
             return

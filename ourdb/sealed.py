@@ -139,8 +139,8 @@ class SealedFile:
         return self.opened
 
     def _cached_places(self) -> tuple[memoryview[int], Seqs | None] | None:
-        """From the cache, unless it has not the right size. Whether a place is right a read will show; a wrong
-        seq would only look like a record that was dropped, and so seqs have a checksum."""
+        """From the cache, unless it has not the right size. Whether a place is right a read will show; a
+        wrong seq would only look like a record that was dropped, and so seqs have a checksum."""
         count, dense = self.entry.records, self.entry.dense
         size = 4 * count if dense else 12 * count + 4
         try:

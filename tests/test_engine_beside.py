@@ -125,7 +125,7 @@ def test_file_that_is_really_gone_is_damage(path: Path) -> None:
         for ask in (lambda: list(db.items("log")), lambda: db.items(seq=27), lambda: db.get_history(5)):
             with pytest.raises(DamageError) as caught:
                 ask()
-            assert "1.db" in str(caught.value)
+            assert caught.value.fields["file"] == "1.db"
 
 
 def test_ids_are_walked_while_others_write(path: Path) -> None:
@@ -167,3 +167,14 @@ def test_wrong_places_do_not_stop_condensing(path: Path) -> None:
     with ourdb.open(path) as db:
         assert db.condense(window_ms=3_600_000).files_after == 1
         assert db[5] == b"2/5"
+
+
+def test_reader_of_a_file_that_was_cut_off_says_so(path: Path) -> None:
+    with ourdb.open(path) as db:
+        for number in range(200):
+            db.set(b"x" * 100, number)
+    with (path / "0.db").open("r+b") as file:
+        file.truncate(file.read().rindex(b"x" * 100) + 50)
+    with pytest.raises(DamageError) as caught:
+        ourdb.open(path, readonly=True)
+    assert (caught.value.fields["file"], caught.value.fields["seq"]) == ("0.db", 200)

@@ -13,6 +13,7 @@ import pytest
 import ourdb
 from ourdb import condense as condensing
 from ourdb import database, line
+from ourdb.active import ActiveFile
 from ourdb.check import check
 from ourdb.directory import IDENTITY
 from ourdb.errors import (
@@ -329,3 +330,22 @@ def test_failed_commit_of_condensing_poisons(path: Path, monkeypatch: pytest.Mon
         assert dict(db) == last
         db.rotate()
         assert db.condense(keep_versions=1).records_after == 10
+
+
+def test_full_disk_is_no_reason_not_to_condense_what_is_sealed(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ourdb.open(path) as db:
+        fill(db, 40)
+        db.rotate()
+        fill(db, 20)
+
+        def full(*_: Any) -> None:
+            raise StorageError("no space left", kind="disk_full")
+
+        monkeypatch.setattr(ActiveFile, "create", full)
+        last = dict(db)
+        assert db.condense(keep_versions=1).records_after == 10
+        assert dict(db) == last
+        db.set(b"on", 3)
+        assert len(db.get_history(3)) == 4
