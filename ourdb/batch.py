@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 D = TypeVar("D")
 _GAP = bytes(RECORD_HEADER_BYTES)
 _COVERED = Struct("4x32s")
+_ALIKE_BYTES_MAX = 1024  # of values of one length, which are copied to compute their checksums
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,18 +65,33 @@ def encode_batch(
     headers["length"], headers["id"] = lengths, ids
     headers["flags_time"] = (flags << np.uint64(48)) | np.uint64(time_ms)
     headers["seq"], headers["prev_seq"] = seqs, _previous(lookup, ids, seqs, distinct)
-    covered = _COVERED.iter_unpack(headers.tobytes())
-    headers["crc"] = np.fromiter(
-        map(crc32c, values, map(crc32c, chain.from_iterable(covered))), np.uint32, count
-    )
     ends = np.cumsum(lengths + RECORD_HEADER_BYTES)
     starts = ends - lengths - RECORD_HEADER_BYTES
     data = bytearray(_GAP.join([b"", *values]))
+    alike = int(lengths[0]) <= _ALIKE_BYTES_MAX and bool((lengths == lengths[0]).all())
+    if not alike:
+        headers["crc"] = _crcs(headers, values)
     view: NDArray[Any] = np.ndarray(
         (len(data) - RECORD_HEADER_BYTES + 1,), f"V{RECORD_HEADER_BYTES}", data, 0, (1,)
     )
     view[starts] = headers.view(f"V{RECORD_HEADER_BYTES}")
+    if alike:
+        _set_crcs(data, count)
     return EncodedBatch(data=data, starts=starts, ids=ids, seqs=seqs, alive=alive, distinct=distinct)
+
+
+def _crcs(headers: NDArray[Any], values: Sequence[bytes]) -> NDArray[np.uint32]:
+    """Of each record: its header's, continued over its value."""
+    covered = chain.from_iterable(_COVERED.iter_unpack(headers.tobytes()))
+    return np.fromiter(map(crc32c, values, map(crc32c, covered)), np.uint32, len(values))
+
+
+def _set_crcs(data: bytearray, count: int) -> None:
+    """As `_crcs`, of records of one length where they lie: one call for each."""
+    size = len(data) // count
+    covered = chain.from_iterable(Struct(f"4x{size - 4}s").iter_unpack(data))
+    crcs: NDArray[np.uint32] = np.ndarray((count,), "<u4", data, 0, (size,))
+    crcs[:] = np.fromiter(map(crc32c, covered), np.uint32, count)
 
 
 def _previous(
@@ -146,16 +162,15 @@ class Batch:
         db = self._db
         if not pairs or db.config.mode == "incremental":
             return False
-        ids: Any
-        values: Any
-        ids, values = zip(*pairs, strict=True)
+        ids: list[Any] = [id for id, _ in pairs]
+        values: list[Any] = [value for _, value in pairs]
         if set(map(type, ids)) != {int} or set(map(type, values)) != {bytes}:
             return False
         if min(ids) < 0 or max(ids) > db.config.record_nr_max:
             return False
         if max(map(len, values)) > db.config.record_size_max:
             return False
-        self._ids, self._written = list(ids), list(values)
+        self._ids, self._written = ids, values
         return True
 
     def delete(self, id: int) -> None:
