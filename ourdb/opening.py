@@ -25,10 +25,9 @@ from ourdb.directory import (
     TORN,
     Directory,
     FileList,
-    SyncMark,
     Trust,
 )
-from ourdb.errors import DamageError, Error, ExistsError, InvalidError, NotFoundError
+from ourdb.errors import DamageError, ExistsError, InvalidError, NotFoundError, StorageError
 from ourdb.files import File, FileSystem, require_linux
 from ourdb.history import alive_of
 from ourdb.lookup import Lookup
@@ -141,6 +140,7 @@ def _make(directory: Directory, config: Config) -> None:
     is removed here."""
     _remove_leftovers(directory)
     fs = directory.fs
+    _sync_parent(directory)
     fs.make_directory(directory.cache)
     fs.make_directory(directory.path / TORN)
     line.create(directory.path, line.new_generation(), fs=fs)
@@ -149,6 +149,15 @@ def _make(directory: Directory, config: Config) -> None:
     active.close()
     directory.replace_list(FileList(files=(active.entry,), next_nr=1))
     directory.write_identity(uuid, config)
+
+
+def _sync_parent(directory: Directory) -> None:
+    """Make the directory's own entry durable: who made it may have been killed before that."""
+    try:
+        directory.fs.sync_directory(directory.path.parent)
+    except StorageError as error:
+        if error.kind != "not_writable":  # one that we may not read was made by somebody else
+            raise
 
 
 def _remove_leftovers(directory: Directory) -> None:
@@ -204,6 +213,7 @@ def recover(directory: Directory, uuid: bytes, config: Config) -> Recovered:
     notes: list[str] = []
     directory.fs.make_directory(directory.cache)
     directory.fs.make_directory(directory.path / TORN)
+    directory.fs.sync_directory(directory.path)  # who renamed the list may have been killed before this
     files = directory.load_list()
     refuse_missing(directory, files)
     lookup, covered = load_table(directory, files, uuid, config, notes)
@@ -300,10 +310,19 @@ def _recover_active(
             lookup.put_many(new.id, new.seq, alive_of(new))
     count = len(proven) + len(whole)
     active.places[len(proven) : count] = whole.data
+    if not trust.same_boot:
+        _write_again(active, point.offset, walk.end.offset)
     _clear_tail(directory, active, walk.end, ranges, trust, notes)
     if used > count:
         active.places[count:used] = np.zeros(used - count, np.uint32).data
     return walk.end
+
+
+def _write_again(active: ActiveFile, start: int, end: int) -> None:
+    """After a failed sync the system takes pages for clean that are not on the disk, and no later sync writes
+    them: unless they are written to again."""
+    for offset in range(start, end, _PIECE_BYTES):
+        active.file.pwrite(active.map[offset : min(offset + _PIECE_BYTES, end)], offset)
 
 
 def _clear_tail(
@@ -378,13 +397,3 @@ def _remove_unlisted(
     for name in directory.fs.names(directory.cache):
         if name.endswith((".places", ".tmp")) and name not in kept:
             directory.fs.unlink(directory.cache / name)
-
-
-def open_mark(directory: Directory, durable_seq: int) -> SyncMark | None:
-    """The sync mark; a cache: where it cannot be written recovery reads more, no less."""
-    try:
-        mark = SyncMark(directory)
-        mark.write(durable_seq)
-    except Error:
-        return None
-    return mark
