@@ -17,7 +17,6 @@ class Session:
 
     def __init__(self, store: Store, meta: MetaIndex) -> None:
         self.store = store
-        self._meta = meta
         self._namespace = Namespace(store, meta)
 
     @property
@@ -32,7 +31,7 @@ class Session:
     @property
     def notes(self) -> tuple[str, ...]:
         """What people should be told at the end."""
-        return tuple(filter(None, (self._meta.note, *self._namespace.notes)))
+        return tuple(self._namespace.notes)
 
     def read(self, *, uuid: str | None = None) -> View:
         """The head as it is now: one GET, and one for each list not seen before. uuid: of the database that

@@ -139,17 +139,16 @@ def _create(namespace: Namespace, draft: Draft) -> View | None:
 
 def _may_create(namespace: Namespace, draft: Draft) -> bool:
     """Whether there never was a head; False: somebody has just made one. Raises DamageError if there was."""
-    if not draft.anew:
-        left = _find_traces(namespace)
-        if left is not None:
-            if namespace.exists():
-                return False
-            raise DamageError(
-                f"the store lost data: {namespace.store.url.display} has no head, and once had one, "
-                f"because {left} is there (put the head back, or start anew with backup --new)",
-                kind="store_lost_data",
-                key=left,
-            )
+    left = _find_traces(namespace)
+    if left is not None and not draft.anew:
+        if namespace.exists():
+            return False
+        raise DamageError(
+            f"the store lost data: {namespace.store.url.display} has no head, and once had one, "
+            f"because {left} is there (put the head back, or start anew with backup --new)",
+            kind="store_lost_data",
+            key=left,
+        )
     if above := namespace.store.heads_above():
         raise _nested(namespace, f"it lies inside the namespace of {above}")
     return True

@@ -153,7 +153,7 @@ def _decoded(quoted: str, text: str) -> str:
 
 
 def _file_url(split: SplitResult, prefix: tuple[str, ...], namespace: str, text: str) -> StoreUrl:
-    if split.netloc not in ("", "localhost"):
+    if split.netloc not in ("", "localhost") or not split.path.startswith("/"):
         raise InvalidError(
             f"a file URL has three slashes and an absolute path: file:///path/name, not {_safe(text)!r}"
         )

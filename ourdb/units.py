@@ -23,6 +23,7 @@ _SPAN_MS = {
     "W": 604_800_000,
     "Y": 31_536_000_000,
 }
+_NUMERIC_DATE = re.compile(r"\d[-/]\d|\d\.\d+\.\d")
 _TIME_MS_MAX = (1 << 48) - 1
 
 
@@ -104,6 +105,8 @@ def to_ms(when: When) -> int:
 
 
 def _spoken_time(text: str, base: int) -> datetime | None:
+    if _NUMERIC_DATE.search(text) or not re.search("[a-z]", text, re.IGNORECASE):
+        return None  # the library would make a date of it that nobody meant: of 2026-13-01 one in January
     import dateparser  # late: it is slow to import, and most times are RFC 3339
 
     if re.search(r"\bago\b", text, re.IGNORECASE):  # a span: counted in UTC, or a change of clocks shifts it
@@ -113,4 +116,6 @@ def _spoken_time(text: str, base: int) -> datetime | None:
         )
         return found and found.replace(tzinfo=UTC)
     reference = datetime.fromtimestamp(base / 1000)
-    return dateparser.parse(text, languages=["en"], settings={"RELATIVE_BASE": reference})
+    return dateparser.parse(
+        text, languages=["en"], settings={"RELATIVE_BASE": reference, "STRICT_PARSING": True}
+    )

@@ -249,3 +249,10 @@ def test_backup_every_ships_what_is_written_meanwhile_and_ends_with_sigterm(tmp_
     assert (process.returncode, err) == (0, b"")
     ok("restore", url, tmp_path / "copy")
     assert ok("get", tmp_path / "copy", 7).text == "meanwhile\n"
+
+
+def test_remark_is_printed_once(notes: Path, url: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = ok("points", url, "--meta", tmp_path / "file" / "meta.db")
+    assert len(done.err.splitlines()) == 1
+    assert "meta index is not used" in done.err

@@ -334,6 +334,8 @@ def test_a_namespace_around_or_inside_another_one_is_refused(site: Site, url: st
     with pytest.raises(InvalidError, match=text) as caught:
         publish(namespace, follow(None, site.writer(namespace), Change()))
     assert caught.value.kind == "nested_namespace"
+    with pytest.raises(InvalidError, match=text):
+        publish(namespace, follow(None, site.writer(namespace), Change(revision_at_least=10**15)))
 
 
 # -- rule 10: a wedged head

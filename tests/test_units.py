@@ -82,7 +82,23 @@ def test_now_is_now() -> None:
     assert parse_time("now", now=NOON) == NOON
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "1960-01-01T00:00:00Z"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nonsense",
+        "1960-01-01T00:00:00Z",
+        "2026-02-30",
+        "2026-13-01",
+        "2026-13-01T00:00:00Z",
+        "2026-13-01 10:00 UTC",
+        "01/02/2026",
+        "1.2.2026",
+        "5",
+        "1700000000",
+        "march",
+    ],
+)
 def test_time_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InvalidError, match="time"):
         parse_time(text, now=NOON)

@@ -125,6 +125,7 @@ def test_percent_is_decoded_once() -> None:
         ("s3:///db", "bucket"),
         ("s3://b!/db", "bucket"),
         ("file://srv/db", "three slashes"),
+        ("file:srv/db", "three slashes"),
         ("file:///srv/a%2Fb/db", "not the name of a directory"),
         ("file:///srv/db?endpoint=x", "no parameters"),
         ("/srv/db", "unknown kind"),
