@@ -84,31 +84,27 @@ def _reach(
 
 def windows_of(found: Sequence[Reach], generation: str) -> list[Window]:
     """Maximal ranges, joined from exact ranges that touch or overlap."""
-    windows: list[Window] = []
+    groups: list[list[Reach]] = []
+    last_seq = -1
     for reach in sorted(found, key=lambda reach: (reach.first_seq, reach.last_seq)):
-        last = windows[-1] if windows else None
-        if last and reach.first_seq <= last.last_seq + 1:
-            further = reach.last_seq > last.last_seq
-            windows[-1] = Window(
-                generation=generation,
-                first_seq=last.first_seq,
-                last_seq=max(last.last_seq, reach.last_seq),
-                first_time=last.first_time,
-                last_time=reach.last_time if further else last.last_time,
-                segments=(*last.segments, reach.segment.key),
-            )
-        else:
-            windows.append(
-                Window(
-                    generation=generation,
-                    first_seq=reach.first_seq,
-                    last_seq=reach.last_seq,
-                    first_time=reach.first_time,
-                    last_time=reach.last_time,
-                    segments=(reach.segment.key,),
-                )
-            )
-    return windows
+        if not groups or reach.first_seq > last_seq + 1:
+            groups.append([])
+        groups[-1].append(reach)
+        last_seq = max(last_seq, reach.last_seq)
+    return [_window(group, generation) for group in groups]
+
+
+def _window(group: Sequence[Reach], generation: str) -> Window:
+    """What ranges that touch or overlap are together; they are in order of first seq."""
+    furthest = max(group, key=lambda reach: (reach.last_seq, reach.last_time is not None))
+    return Window(
+        generation=generation,
+        first_seq=group[0].first_seq,
+        last_seq=furthest.last_seq,
+        first_time=group[0].first_time,
+        last_time=furthest.last_time,
+        segments=tuple(reach.segment.key for reach in group),
+    )
 
 
 def gaps_of(generation: Generation, windows: Sequence[Window], upto: int | None = None) -> list[Window]:

@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 
 import ourdb
+from backup import windows
 from backup.points import points
 from backup.segments import segments
+from backup.windows import Window
 from ourdb.errors import FencedError, NotFoundError
 from ourdb.units import format_time
 from tests.worlds import DAY_0, HOUR, World, Write, memory_world, writes
@@ -58,6 +60,18 @@ def test_segments_that_join_are_one_window_with_its_times():
     assert "behind" not in found
     assert found["requests"]["GET"] == sum(found["requests"].values()) == 1
     assert json.loads(json.dumps(found)) == found
+
+
+def test_a_window_is_made_once_however_many_segments_it_joins(monkeypatch):
+    made = []
+
+    def counting(**fields: object) -> windows.Window:
+        made.append(len(fields["segments"]))
+        return Window(**fields)
+
+    monkeypatch.setattr(windows, "Window", counting)
+    assert len(points(world_of(*range(1, 60)).url).windows) == 1
+    assert made == [60]
 
 
 def test_what_a_merge_gave_up_is_a_gap_between_windows():
