@@ -76,7 +76,9 @@ class Wish:
     marks: tuple[int, ...]
 
 
-def condense(db: OurDB, *, horizon: int | None, keep_versions: int | None, dry_run: bool) -> CondenseReport:
+def condense(
+    db: OurDB, *, horizon: int | None, keep_versions: int | None, dry_run: bool, without: str | None = None
+) -> CondenseReport:
     """See OurDB.condense. Under the writer's lock."""
     if horizon is None and keep_versions is not None:
         horizon = max(1, db._seq)
@@ -85,7 +87,7 @@ def condense(db: OurDB, *, horizon: int | None, keep_versions: int | None, dry_r
         _seal_active(db)
     before = db._list.sealed
     for _ in range(_TRIES):
-        marks = _read_marks(db, needed=horizon is not None)
+        marks = _read_marks(db, needed=horizon is not None, without=without)
         wish = Wish(horizon=horizon, keep_versions=keep_versions or 0, marks=marks)
         merges = plan_condense(db, wish, dry_run=dry_run)
         if dry_run:
@@ -160,9 +162,9 @@ def find_horizon(db: OurDB, window_ms: int | None, keep_versions: int | None) ->
     return max(1, horizon)
 
 
-def _read_marks(db: OurDB, *, needed: bool) -> tuple[int, ...]:
+def _read_marks(db: OurDB, *, needed: bool, without: str | None = None) -> tuple[int, ...]:
     """The seqs at which a store may stand: those that are known to, and the ends of uploads that were
-    acknowledged: the head may name them, though nobody lived to note it."""
+    acknowledged: the head may name them, though nobody lived to note it. without: a store to leave out."""
     directory = db._directory
     known = line.load(directory.path, fs=directory.fs)
     if known is None:
@@ -174,6 +176,8 @@ def _read_marks(db: OurDB, *, needed: bool) -> tuple[int, ...]:
                 path=str(directory.path / line.FILE_NAME),
             )
         return ()
+    if without is not None:
+        known = line.forget(known, without)
     keys = [parse_key(upload.key) for upload in known.uploads]
     ends = [key.name.last_seq for key in keys if isinstance(key, SegmentKey)]
     return tuple(sorted({*(mark.seq for mark in known.marks.values()), *ends}))

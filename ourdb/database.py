@@ -25,7 +25,7 @@ from ourdb.config import Config, Sync
 from ourdb.directory import Directory, FileEntry, FileList, SyncMark
 from ourdb.errors import Error, InvalidError, MissingIdError, UnusableError
 from ourdb.files import File
-from ourdb.reading import Reading, missing
+from ourdb.reading import Reading, missing, not_given
 from ourdb.record import Buffer
 from ourdb.sealed import SealedFile
 from ourdb.segment.header import HEADER_BYTES
@@ -296,12 +296,12 @@ class OurDB(Reading):
         """InvalidError or MissingIdError if this id cannot be written."""
         if not (1 if self._incremental else 0) <= id <= self._id_max:
             if self._incremental and not importing:
-                raise missing(id)
+                raise not_given(id)
             raise self._out_of_range(id)
         if self._incremental and importing and not (self._importing or self._live[id]):
             raise InvalidError(f"only an empty incremental database takes ids: {id}")
         if self._incremental and not importing and not self._live[id]:
-            raise missing(id)
+            raise not_given(id)
 
     def _give(self, id: int | None) -> int:
         """The id of a write in incremental mode: a new one, or one that is there."""
@@ -490,19 +490,26 @@ class OurDB(Reading):
             self.notes.append(f"no checkpoint was written: {error}")
 
     def condense(
-        self, window_ms: int | None = None, keep_versions: int | None = None, *, dry_run: bool = False
+        self,
+        window_ms: int | None = None,
+        keep_versions: int | None = None,
+        *,
+        dry_run: bool = False,
+        without: str | None = None,
     ) -> CondenseReport:
         """Merge sealed files. All history is kept unless a window or a number of versions is given.
 
         window_ms: keep every state of the last so many milliseconds, counted back from the earlier of now and
         the last record; before it only what these states need. keep_versions: keep that many versions of each
         id besides; without window_ms nothing else is kept of the past. What was not shipped to a store yet,
-        to any one that this database was backed up to, stays whole; `forget` drops a store. dry_run: plan
-        only."""
+        to any one that this database was backed up to, stays whole; `forget` drops a store, `without` leaves
+        it (its identity) out of account this once. dry_run: plan only."""
         self._require_writable()
         horizon = find_horizon(self, window_ms, keep_versions)
         with self._writing():
-            return condense(self, horizon=horizon, keep_versions=keep_versions, dry_run=dry_run)
+            return condense(
+                self, horizon=horizon, keep_versions=keep_versions, dry_run=dry_run, without=without
+            )
 
     def forget(self, store: str) -> None:
         """Drop the shipped mark of a store (its identity), so that condensing need not spare what it has

@@ -165,7 +165,10 @@ class Directory:
         path = self.path / IDENTITY
         fields = sealedjson.read(path, fs=self.fs) if self.path.is_dir() else None
         if fields is None:
-            raise NotFoundError(f"not a database (no {IDENTITY}): {self.path}", path=str(self.path))
+            what = f"no {IDENTITY} there" if self.path.is_dir() else "no such directory"
+            raise NotFoundError(
+                f"not a database: {self.path} ({what}; ourdb init makes one)", path=str(self.path)
+            )
         if fields.get("version") != FORMAT_VERSION:
             raise UnknownFormatError(f"unknown version of {path}: {fields.get('version')!r}")
         try:

@@ -96,6 +96,8 @@ def create(path: str | os.PathLike[str], *, fs: FileSystem | None = None, **opti
     directory = Directory(Path(path), fs or FileSystem())
     if directory.exists():
         raise ExistsError(f"there is a database already: {directory.path}", path=str(directory.path))
+    if directory.path.is_file():
+        raise ExistsError(f"a file, not a directory: {directory.path}", path=str(directory.path))
     return open(path, fs=fs, **options)
 
 

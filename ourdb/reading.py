@@ -391,6 +391,13 @@ def missing(id: int) -> MissingIdError:
     return MissingIdError(f"no such id: {id}", id=id)
 
 
+def not_given(id: int) -> MissingIdError:
+    """For a write in incremental mode."""
+    return MissingIdError(
+        f"no such id: {id} (in incremental mode the database gives new ones: leave the id out)", id=id
+    )
+
+
 def _decode(mapping: mmap, place: int, seq: int) -> Record:
     record = decode_record(mapping, place)
     if record.seq != seq:

@@ -93,15 +93,17 @@ def test_reader_that_goes_away_is_no_noise(tmp_path: Path) -> None:
     assert process.wait(timeout=60) == PIPE_CLOSED
 
 
-def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_output_that_cannot_be_written_is_an_error(tmp_path: Path, options: list[str]) -> None:
     ok("init", tmp_path / "db")
     ok("set", tmp_path / "db", 7, "x")
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*PROGRAM, "get", tmp_path / "db", "7"], cwd=ROOT, stdout=full, stderr=subprocess.PIPE
+            [*PROGRAM, "get", tmp_path / "db", "7", *options], cwd=ROOT, stdout=full, stderr=subprocess.PIPE
         )
     assert done.returncode == 1
-    assert done.stderr.decode().splitlines()[0] == "ourdb: error: no space left on device"
+    told = "ourdb: error: standard input or output: no space left on device"
+    assert done.stderr.decode().splitlines() == [told]
 
 
 def test_fault_of_our_own_is_one_line_with_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,3 +208,40 @@ def test_no_command_is_a_usage_error_that_names_the_help() -> None:
 def test_unknown_command_names_the_nearest(tmp_path: Path) -> None:
     assert "did you mean export?" in failed("exprot", tmp_path)["message"]
     assert ourdb("--version").code == 0
+
+
+def test_init_over_a_file_is_exit_17(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    error = failed("init", tmp_path / "file")
+    assert (error["kind"], error["exit_code"]) == ("exists", 17)
+
+
+def test_errors_name_the_way_out(tmp_path: Path) -> None:
+    assert "no such directory; ourdb init" in failed("get", tmp_path / "none", 7)["message"]
+    ok("init", tmp_path / "diary", "--mode", "incremental")
+    error = failed("set", tmp_path / "diary", 99, "x")
+    assert (error["kind"], error["exit_code"]) == ("no_such_id", 1)
+    assert "leave the id out" in error["message"]
+
+
+def test_id_that_was_not_there_then_is_told_so(tmp_path: Path) -> None:
+    ok("init", tmp_path / "db")
+    ok("set", tmp_path / "db", 7, "x")
+    assert failed("get", tmp_path / "db", 7, "--seq", 0)["message"] == "no such id then: 7"
+
+
+def test_dry_run_of_forget_foresees_and_forgets_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OURDB_META", str(tmp_path / "meta.db"))
+    path, url = tmp_path / "db", f"file://{tmp_path}/store/db"
+    ok("init", path)
+    ok("set", path, 7, "one")
+    ok("backup", path, url)
+    for value in ("two", "three"):
+        ok("set", path, 7, value)
+    words = ["condense", path, "--keep-versions", 1, "--forget", url, "--json"]
+    foreseen = ok(*words, "--dry-run").json
+    assert foreseen["records_after"] < foreseen["records_before"]
+    assert [store["seq"] for store in ok("info", path, "--json").json["stores"]] == [1]
+    assert ok(*words).json["records_after"] == foreseen["records_after"]

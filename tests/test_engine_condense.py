@@ -147,7 +147,11 @@ def test_what_was_not_shipped_stays_whole_and_no_merge_crosses_a_mark(path: Path
         assert all(after[seq] == before[seq] for seq in after)
         ranges = [(entry.first_seq, entry.last_seq) for entry in db._list.sealed]
         assert ranges == [(1, 30), (31, 40), (41, 50), (51, 65)]
+        spared = db.condense(keep_versions=1, dry_run=True)
+        foreseen = db.condense(keep_versions=1, dry_run=True, without="a")
+        assert foreseen.records_after < spared.records_after
         db.forget("a")
+        assert db.condense(keep_versions=1, dry_run=True) == foreseen
         db.condense(keep_versions=1)
         assert sorted(states(db))[1] == 40
         with pytest.raises(InvalidError):

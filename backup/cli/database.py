@@ -118,7 +118,7 @@ def condense_command(
     with opened(directory) as db:
         if store is not None and not dry_run:
             db.forget(store)
-        done = db.condense(window, keep_versions, dry_run=dry_run)
+        done = db.condense(window, keep_versions, dry_run=dry_run, without=store if dry_run else None)
     if as_json:
         print_json(done.as_json())
     else:

@@ -29,9 +29,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
     if os.environ.get("OURDB_DEBUG"):
         traceback.print_exception(error)
     fields = describe(error)
-    if as_json:
-        click.echo(json.dumps({"error": fields}, default=str))
-    else:
+    if not (as_json and _print_json({"error": fields})):
         click.echo(f"ourdb: error: {_one_line(fields['message'])}", err=True)
     code: int = fields["exit_code"]
     return code
@@ -70,7 +68,17 @@ def _usage_message(error: click.ClickException) -> str:
 
 def _os_message(error: OSError) -> str:
     reason = (error.strerror or str(error)).lower()
-    return f"{error.filename}: {reason}" if error.filename else reason
+    return f"{error.filename or 'standard input or output'}: {reason}"
+
+
+def _print_json(value: dict[str, Any]) -> bool:
+    """Whether standard output takes it; what it failed to take may be the very error to be told."""
+    try:
+        click.echo(json.dumps(value, default=str))
+    except OSError:
+        _forget_output()
+        return False
+    return True
 
 
 def _one_line(message: str) -> str:

@@ -44,7 +44,7 @@ def parse_line(text: bytes) -> Line:
     except RecursionError:
         _refuse("nested too deep")
     except json.JSONDecodeError as error:
-        _refuse(f"not JSON: {error.msg} at column {error.colno}")
+        _refuse(f"not JSON: {error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}")
     if not isinstance(fields, dict):
         _refuse("not a JSON object")
     if unknown := sorted(set(fields) - _MEMBERS):

@@ -70,7 +70,9 @@ def get_command(
     with opened(directory, readonly=True) as db:
         value = db.get(record_id, at=at, seq=seq)
     if value is None:
-        raise MissingIdError(f"no such id{' then' if at or seq else ''}: {record_id}", id=record_id)
+        raise MissingIdError(
+            f"no such id{'' if at is None and seq is None else ' then'}: {record_id}", id=record_id
+        )
     if raw:
         sys.stdout.buffer.write(value)
     elif as_json:

@@ -58,7 +58,7 @@ def points_command(
 
 @command("segments", example="ourdb segments file:///srv/backup/notes")
 @url_argument
-@generation_option
+@click.option("--generation", metavar="G", help="Only those that this generation owns.")
 @meta_option
 def segments_command(url: str, generation: str | None, meta: Path | None, as_json: bool) -> None:
     """List the segments that hold the database, in order of what they cover."""
@@ -100,7 +100,8 @@ def _error(found: VerifyReport) -> DamageError:
 
     number = len(found.problems)
     return DamageError(
-        f"{count(number, 'problem')} in the store, the first: {found.problems[0].message}",
+        f"{count(number, 'problem')} in the store, the first: {found.problems[0].message} (put back what is "
+        "lost, or back up to another URL while the database is there)",
         kind="store_damaged",
         key=found.problems[0].key,
     )
@@ -110,7 +111,8 @@ def _print_findings(found: VerifyReport) -> None:
     from ourdb.units import format_size
 
     for problem in found.problems:
-        print_text(f"{problem.kind}: {problem.message}")
+        kind = "" if problem.message.startswith(problem.kind) else f"{problem.kind}: "
+        print_text(f"{kind}{problem.message}")
     for key in found.foreign:
         print_text(f"foreign, left alone: {key}")
     what = "every byte read" if found.data else "names, chain and sizes"

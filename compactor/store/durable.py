@@ -35,7 +35,9 @@ def translated(path: str | Path) -> Iterator[None]:
 
 def _storage_error(error: OSError, path: str | Path) -> Error:
     where = error.filename or path
-    reason = os.strerror(error.errno) if error.errno else str(error)
+    reason = os.strerror(error.errno).lower() if error.errno else str(error)
+    if error.errno == errno.EEXIST:
+        reason = "not a directory"
     if error.errno in _FULL:
         return StorageError(f"no space left for the store: {where}", kind="disk_full", path=str(where))
     if error.errno in _NOT_WRITABLE:
