@@ -200,11 +200,14 @@ def raise_known(line: Line, store: str, known: Known | None) -> Line:
 
 
 def forget(line: Line, store: str) -> Line:
-    """The line without the shipped mark of this store, so that condensing need not spare it."""
-    if store not in line.marks:
+    """The line without the shipped mark of this store and its noted uploads, so that condensing need not
+    spare them."""
+    uploads = tuple(upload for upload in line.uploads if upload.store != store)
+    if store not in line.marks and uploads == line.uploads:
         stores = ", ".join(sorted(mark.url for mark in line.marks.values())) or "none"
         raise InvalidError(f"nothing was shipped to this store from here: {store} (known: {stores})")
-    return replace(line, marks={name: mark for name, mark in line.marks.items() if name != store})
+    marks = {name: mark for name, mark in line.marks.items() if name != store}
+    return replace(line, marks=marks, uploads=uploads)
 
 
 def lowest_mark(line: Line) -> int | None:

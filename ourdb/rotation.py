@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from ourdb.active import ENDING_BYTES, ENDING_BYTES_A_RECORD, ActiveFile, summarize, write_ending
 from ourdb.config import Config
 from ourdb.directory import Directory, FileEntry, FileList, random_u64
-from ourdb.errors import StorageError
+from ourdb.errors import Error, StorageError
 from ourdb.line import load as load_line
 from ourdb.segment.header import HEADER_BYTES, Header
 from ourdb.segment.summary import Summary
@@ -44,9 +44,9 @@ class Rotated:
 
 
 class NothingChanged(Exception):
-    """There is no space for the next file: the database is as it was."""
+    """There is no space, or no number, for the next file: the database is as it was."""
 
-    def __init__(self, error: StorageError) -> None:
+    def __init__(self, error: Error) -> None:
         super().__init__(str(error))
         self.error = error
 
@@ -74,11 +74,14 @@ def rotate(
     last_seq: int,
     end: int,
 ) -> Rotated:
-    """Under the writer's lock. Raises NothingChanged (disk full); after any other error the file has to be
-    recovered."""
+    """Under the writer's lock. Raises NothingChanged (disk full, no number free, line.json damaged); after
+    any other error the file has to be recovered."""
     records = last_seq - active.entry.first_seq + 1
-    [nr] = files.free_numbers(1)
-    header = new_header(directory, uuid, config, nr=nr, first_seq=last_seq + 1)
+    try:
+        [nr] = files.free_numbers(1)
+        header = new_header(directory, uuid, config, nr=nr, first_seq=last_seq + 1)
+    except Error as error:
+        raise NothingChanged(error) from error
     following = _prepare(directory, active, header, end + ENDING_BYTES + ENDING_BYTES_A_RECORD * records)
     active.file.fdatasync()
     summary = summarize(active, records, before.chain, before.highest)

@@ -6,12 +6,14 @@ import gc
 import resource
 import threading
 from collections.abc import Iterator, MutableMapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ourdb
+from ourdb.directory import FileEntry
 from ourdb.errors import (
     ExistsError,
     InvalidError,
@@ -482,3 +484,15 @@ def test_size_that_is_no_int_is_refused_before_anything_is_made(path: Path, opti
     with pytest.raises(InvalidError):
         ourdb.open(path, **options)
     assert not path.exists()
+
+
+def test_rotation_that_finds_no_number_leaves_the_database_usable(path: Path) -> None:
+    with ourdb.open(path) as db:
+        db[1] = b"x"
+        db._list = replace(
+            db._list, files=(*(FileEntry(nr=nr, file_id=1, first_seq=1) for nr in range(65_536)),)
+        )
+        with pytest.raises(InvalidError):
+            db.rotate()
+        db[1] = b"y"
+        assert db[1] == b"y"

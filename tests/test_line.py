@@ -167,3 +167,11 @@ def test_new_generations_are_sixteen_hex_digits_and_differ() -> None:
     made = {line.new_generation() for _ in range(20)}
     assert len(made) == 20
     assert all(len(one) == 16 and int(one, 16) > 0 for one in made)
+
+
+def test_forgetting_a_store_forgets_its_uploads_and_no_others() -> None:
+    mine, other = (line.Upload(store=store, key="k", bytes=1) for store in ("a", "b"))
+    known = line.Line(generation="1" * 16, start="first", uploads=(mine, other))
+    assert line.forget(known, "a").uploads == (other,)
+    with pytest.raises(InvalidError):
+        line.forget(known, "c")
