@@ -210,10 +210,5 @@ def forget(line: Line, store: str) -> Line:
     return replace(line, marks=marks, uploads=uploads)
 
 
-def lowest_mark(line: Line) -> int | None:
-    """The lowest shipped seq of all stores, None if nothing was shipped: what comes after must stay exact."""
-    return min((mark.seq for mark in line.marks.values()), default=None)
-
-
 def _write(path: Path, line: Line, fs: FileSystem) -> None:
     sealedjson.replace(path / FILE_NAME, line.as_json(), fs=fs)

@@ -124,12 +124,6 @@ def test_known_revision_rises_with_the_mark_and_never_falls() -> None:
     assert same.known[STORE].run == "0123456789abcdef"
 
 
-def test_lowest_mark_of_all_stores_is_what_condense_must_spare() -> None:
-    assert line.lowest_mark(line.Line(generation=GENERATION, start="first")) is None
-    two = replace(full_line(), marks={"a": mark(9), "b": mark(4)})
-    assert line.lowest_mark(two) == 4
-
-
 def test_forgotten_store_has_no_mark_but_its_head_stays_known() -> None:
     forgotten = line.forget(full_line(), STORE)
     assert forgotten.marks == {}

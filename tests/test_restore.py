@@ -240,7 +240,6 @@ def test_the_line_says_where_the_copy_comes_from_and_how_the_store_stood(tmp_pat
     assert found.known[identity].revision == 7
     mark = found.marks[identity]
     assert (mark.generation, mark.seq, mark.chain) == (G1, 35, origin.chain)
-    assert line.lowest_mark(found) == 35
 
 
 def test_each_restore_begins_a_generation_of_its_own(tmp_path):
