@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST ?= $(BIN)/python -m pytest
 PYTEST_ARGS ?= -n 2
+STATES ?= 100000
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint minio test-minio demo-minio bench clean
+.PHONY: help demo test torture lint minio test-minio demo-minio bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## *\(.*\)/make \1\t\2/p' Makefile | expand -t 18
@@ -16,6 +17,9 @@ demo: $(VENV)/.installed  ## load, back up, restore and compare real data; no se
 
 test: $(VENV)/.installed-test  ## all tests; S3 ones against MinIO if it was built, else SeaweedFS
 	$(PYTEST) $(PYTEST_ARGS)
+
+torture: $(VENV)/.installed-test  ## kills, power cuts and failing calls in numbers; STATES=1000000
+	OURDB_TORTURE=$(STATES) $(PYTEST) $(PYTEST_ARGS) -rP tests/test_power_cut.py
 
 lint: $(VENV)/.installed-lint  ## ruff (rules and format) and mypy --strict
 	$(BIN)/ruff check

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -13,16 +15,19 @@ from tempfile import mkdtemp
 import pytest
 
 from tests.power.examine import NAME, Examiner
+from tests.power.faulty import FaultyRun
 from tests.power.run import Run
 from tests.power.world import boot, small_world
 
 STATES = int(os.environ.get("OURDB_TORTURE", "2000"))
 SEED = os.environ.get("OURDB_TORTURE_SEED")
-PARTS = 8
+PARTS = 4  # of the states: half of them with failing calls
+STEPS = 40
+SHARE = {Run: 0.15, FaultyRun: 0.08}
 
 
 @pytest.fixture
-def folder() -> Path:
+def folder() -> Iterator[Path]:
     """In memory where there is a place for that: nothing here outlives the test."""
     memory = Path("/dev/shm")
     path = Path(mkdtemp(prefix="ourdb-power-", dir=memory if os.access(memory, os.W_OK) else None))
@@ -30,32 +35,57 @@ def folder() -> Path:
     rmtree(path)
 
 
-def torture(folder: Path, seed: str, counts: Counter[str]) -> None:
-    """One recorded run, and all states that were taken from it."""
-    where = folder / "run"
+def record(kind: type[Run], where: Path, seed: str, share: float) -> Run:
+    """A run on a machine that was started for the first time."""
     where.mkdir()
+    with boot(1):
+        run = kind(where / NAME, seed, share=share)
+        run.go(STEPS)
+    return run
+
+
+def torture(kind: type[Run], folder: Path, seed: str) -> tuple[Counter[str], Counter[str]]:
+    """One recorded run, and all states that were taken from it: how many of each kind, and what failed."""
+    where = folder / "run"
     with small_world(seed):
-        with boot(1):
-            run = Run(where / NAME, seed, share=0.15)
-            run.go(40, lambda db: None)
+        run = record(kind, where, seed, SHARE[kind])
         examiner = Examiner(folder, run.mode)
         for number, state in enumerate(run.states):
-            try:
-                examiner.examine(state, random.Random(f"{seed} {number}"))
-            except BaseException as error:
-                error.add_note(
-                    f"OURDB_TORTURE_SEED={seed} repeats it; state {number}, {state.kind} at {state.at}"
-                )
-                raise
+            examiner.examine(state, random.Random(f"{seed} {number}"))
     rmtree(where)
-    counts.update(examiner.counts)
+    return examiner.counts, run.failures
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_crash_at_any_call_loses_nothing_that_was_acknowledged(folder: Path, part: int) -> None:
-    counts: Counter[str] = Counter()
-    number = 0
-    while counts.total() < (STATES // PARTS if SEED is None else 1):
-        torture(folder, SEED or f"{part}.{number}", counts)
-        number += 1
-    print(dict(counts))
+@pytest.mark.parametrize("kind", [Run, FaultyRun])
+def test_crash_at_any_call_loses_nothing_that_was_kept(folder: Path, kind: type[Run], part: int) -> None:
+    states: Counter[str] = Counter()
+    failures: Counter[str] = Counter()
+    seeds = iter([SEED] if SEED else (f"{part}.{number}" for number in count()))
+    while states.total() < STATES // PARTS // 2 and (seed := next(seeds, None)):
+        try:
+            counts = torture(kind, folder, seed)
+        except BaseException as error:
+            error.add_note(f"OURDB_TORTURE_SEED={seed} repeats it")
+            raise
+        states, failures = states + counts[0], failures + counts[1]
+    for what, found in (("states", states), ("failed calls", failures)):
+        print(f"{found.total()} {what}:", ", ".join(f"{name} {found[name]}" for name in sorted(found)))
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_failing_call_is_said_and_repaired_by_the_next_opening(folder: Path, part: int) -> None:
+    failures: Counter[str] = Counter()
+    for number in range(STATES // 200 if SEED is None else 1):
+        seed = SEED or f"failing {part}.{number}"
+        try:
+            with small_world(seed):
+                failures += record(FaultyRun, folder / "run", seed, 0.0).failures
+        except BaseException as error:
+            error.add_note(f"OURDB_TORTURE_SEED={seed!r} repeats it")
+            raise
+        rmtree(folder / "run")
+    print(
+        f"{failures.total()} failed calls:",
+        ", ".join(f"{name} {failures[name]}" for name in sorted(failures)),
+    )

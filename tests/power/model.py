@@ -61,6 +61,11 @@ class Model:
         last = len(pairs) - 1
         self.log += [Written(id_, value, at == last) for at, (id_, value) in enumerate(pairs)]
 
+    def settle(self, seq: int) -> None:
+        """A write failed, and the log was left to end there."""
+        assert self.acknowledged <= seq <= len(self.log)
+        del self.log[seq:]
+
     def cut(self, seq: int) -> None:
         """The log was found to end there."""
         del self.log[seq:]

@@ -3,7 +3,6 @@ noted on a simulated disk. A hook sees each of them before it happens, and may m
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import random
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ourdb.files import FileSystem
-from tests.power.disk import Disk, Folder, Node, pages_of
+from tests.power.disk import PAGE_BYTES, Disk, Folder, Node
 
-_CHANGES = {"open", "write", "fdatasync", "fsync", "truncate", "preallocate", "map", "rename", "remove"}
-CALLS = {*_CHANGES, "create", "lock", "store"}
+CALLS = {"open", "lock", "create", "preallocate", "write", "map", "truncate", "rename", "remove"}
+CALLS |= {"fdatasync", "fsync"}
 
 
 class Killed(BaseException):
@@ -117,8 +116,8 @@ class WatchedSystem(FileSystem):
 
     def _fail_sync(self, node: Node | Folder) -> None:
         if isinstance(node, Node):
-            dirty = set().union(*(pages_of(0, len(node.cached)),))
-            node.fail_sync({page for page in dirty if self._rng.random() < 0.3})
+            pages = range((len(node.cached) + PAGE_BYTES - 1) // PAGE_BYTES)
+            node.fail_sync({page for page in pages if self._rng.random() < 0.3})
 
     def _note(self, what: str, path: Path, args: tuple[Any, ...], result: Any) -> None:
         disk = self.disk
@@ -193,13 +192,3 @@ class WatchedSystem(FileSystem):
             return new[:done] + old[done:]
         parts = range(0, len(new), 8)
         return b"".join((new if self._rng.random() < 0.5 else old)[at : at + 8] for at in parts)
-
-
-ERRORS = {
-    "open": (errno.EIO, errno.EMFILE),
-    "write": (errno.EIO, errno.ENOSPC),
-    "preallocate": (errno.ENOSPC, errno.EIO),
-    "create": (errno.ENOSPC, errno.EIO),
-    "map": (errno.ENOMEM,),
-    "lock": (errno.ENOLCK,),
-}

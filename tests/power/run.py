@@ -4,13 +4,14 @@ at any call, each with what has to be found in it."""
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import ourdb
 from ourdb import line
-from ourdb.errors import InvalidError
+from ourdb.errors import Error, InvalidError
 from ourdb.log import LogReader
 from tests.power.crash import cut_careless, cut_ordered
 from tests.power.disk import Disk
@@ -59,6 +60,8 @@ class Run:
         self.fault: Callable[[Call, int], Fault | None] = lambda *_: None
         self._kill_at = -1
         self._unknown: list[Change] = []
+        self.failures: Counter[str] = Counter()
+        self.in_doubt = False  # a condensing has failed, and nobody looked yet whether it came to its commit
         self.fs = self._system()
         self.db: ourdb.OurDB | None = None
         self.sync = "never"
@@ -111,7 +114,8 @@ class Run:
         name = self.rng.choices(names, weights)[0]
         self.begin(name)
         getattr(self, f"_{name}")(db)
-        self._unknown = []
+        if not self.in_doubt:
+            self._unknown = []
 
     def write(self, pairs: Sequence[Pair], action: Callable[[], object]) -> None:
         """Do what writes these records as one batch."""
@@ -188,6 +192,7 @@ class Run:
         for change in self._unknown:  # one that was killed may have come to its commit
             change.dropped = gone
         self.model.dropped = gone
+        self._unknown, self.in_doubt = [], False
 
     def _ship(self, db: ourdb.OurDB) -> None:
         """What a backup does here: reads the log to its end, makes it durable, and notes a mark."""
@@ -224,30 +229,39 @@ class Run:
 
     # -- all of it ---------------------------------------------------------------------------------
 
-    def go(self, steps: int, check: Callable[[ourdb.OurDB], None]) -> None:
-        """Some operations. check: sees the database after each opening."""
+    def go(self, steps: int) -> None:
+        """Some operations."""
         for _ in range(steps):
             try:
                 fresh = self.db is None
                 if fresh:
-                    self._opened(check)
+                    self._opened()
                 self.step()
             except Killed:
                 self._kill_at = -1
                 self.die()
-        if self.db is not None:
-            self.begin("close")
-            self._kill_at = -1
-            self._close(self.db)
+            except Error as error:
+                self.failed(error)
+        self._kill_at, self.fault = -1, lambda *_: None
+        if self.db is None:
+            self._opened()
+        assert self.db is not None
+        self.note_dropped(self.db)
+        self.begin("close")
+        self._close(self.db)
 
-    def _opened(self, check: Callable[[ourdb.OurDB], None]) -> None:
+    def failed(self, error: Error) -> None:
+        """An operation has said that it failed: nothing makes one fail here."""
+        raise error
+
+    def _opened(self) -> None:
         expected = self.model.expect()
         db = self.open()
         assert db.last_seq >= expected.acknowledged
         assert expected.ends(db.last_seq)
         self.model.cut(db.last_seq)
         self.note_dropped(db)
-        check(db)
+        assert dict(db.items()) == self.model.state()
 
 
 _WEIGHTS = {
