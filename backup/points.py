@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from backup.index_points import IndexPoints
+from backup.lineage import oldest_first, owners_of
 from backup.session import open_session
 from backup.windows import Reach, Window, gaps_of, reaches, windows_of
 from compactor.fetch import SegmentFetcher
 from compactor.generations import Generation
 from compactor.head import Head
-from compactor.path import line_of, predecessor
+from compactor.path import line_of
 from compactor.store import NoSuchKey, StoreOptions
 from ourdb import line
 from ourdb.errors import DamageError
@@ -90,7 +91,7 @@ def points(
         windows: list[Window] = []
         gaps: list[Window] = []
         index = IndexPoints(SegmentFetcher(session.store, head.uuid))
-        for owner, upto in _owners(head, end).items():
+        for owner, upto in owners_of(head, end).items():
             on_line = head.generations[owner]
             reached = reaches(view, on_line, upto)
             found = [_timed(window, reached, index) for window in windows_of(reached, owner)]
@@ -105,7 +106,7 @@ def points(
             last_time=end.last_time if end and end.last_seq else None,
             as_of=end.as_of if end else None,
             behind=_behind(live, head, end) if live else None,
-            generations=tuple(_oldest_first(head)),
+            generations=tuple(oldest_first(head)),
             requests=session.store.requests.counts(),
             notes=session.notes,
         )
@@ -138,25 +139,6 @@ def _behind(live: _Live, head: Head, end: Generation | None) -> Behind:
     return Behind(records=records, seconds=max(0, live.time - since) / 1000)
 
 
-def _owners(head: Head, end: Generation | None) -> dict[str, int]:
-    """The generations of a line and up to which of their seqs they count, the oldest first: ancestors up to
-    where they were left, and whole those that were taken over, whose points times still mean."""
-    found: dict[str, int] = {}
-
-    def visit(generation: Generation, upto: int) -> None:
-        if found.get(generation.id, -1) < upto:
-            found[generation.id] = upto
-            taken = predecessor(head, generation.id)
-            if taken:
-                visit(taken, taken.last_seq)
-            if generation.parent:
-                visit(head.generations[generation.parent.generation], generation.parent.seq)
-
-    if end:
-        visit(end, end.last_seq)
-    return {owner.id: found[owner.id] for owner in _oldest_first(head) if owner.id in found}
-
-
 def _timed(window: Window, reached: Sequence[Reach], index: IndexPoints) -> Window:
     """The window with the time at its end, which the head does not tell in the middle of a segment."""
     if window.last_time is not None:
@@ -170,26 +152,6 @@ def _timed(window: Window, reached: Sequence[Reach], index: IndexPoints) -> Wind
     except (DamageError, NoSuchKey):
         return window  # what is damaged or missing is for verify to say
     return replace(window, last_time=point.time) if point else window
-
-
-def _oldest_first(head: Head) -> list[Generation]:
-    """Each generation behind its parent and the one that it took over from."""
-    ordered: list[Generation] = []
-    seen: set[str] = set()
-
-    def visit(generation: Generation) -> None:
-        if generation.id not in seen:
-            seen.add(generation.id)
-            taken = predecessor(head, generation.id)
-            if taken:
-                visit(taken)
-            if generation.parent:
-                visit(head.generations[generation.parent.generation])
-            ordered.append(generation)
-
-    for generation in head.generations.values():
-        visit(generation)
-    return ordered
 
 
 def _window(window: Window) -> dict[str, Any]:

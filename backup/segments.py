@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from backup.lineage import owners_of
 from backup.report import SegmentReport
 from backup.session import open_session
 from compactor.entries import SegmentEntry
-from compactor.path import line_of, open_lines
+from compactor.path import line_of
 from compactor.store import StoreOptions
 
 
@@ -42,7 +43,8 @@ class LiveSegment:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentsReport:
-    """generation: the one that was asked for, else the one in which the only open line ends."""
+    """generation: in which the line ends; None: nothing was ever written. Each segment names the one that
+    owns it."""
 
     namespace: str
     generation: str | None
@@ -67,15 +69,17 @@ def segments(
     meta: str | os.PathLike[str] | None = None,
     options: StoreOptions | None = None,
 ) -> SegmentsReport:
-    """What the head names, by first and last seq (one request); of all lines, or of one generation alone.
+    """What the head names of one line, by first and last seq: one request. generation: in which the line
+    ends, needed where two are open.
 
-    Raises NotFoundError (`no_namespace`, `no_generation`), DamageError, RefusedError, TemporaryError.
+    Raises NotFoundError (`no_namespace`, `no_generation`), FencedError (`two_lines`), DamageError,
+    RefusedError, TemporaryError.
     """
     with open_session(url, meta, options) as session:
         view = session.read()
-        lines = open_lines(view.head)
-        end = line_of(view.head, generation) if generation or len(lines) == 1 else None
-        live = [entry for entry in view.segments if generation in (None, entry.generation)]
+        end = line_of(view.head, generation)
+        owners = owners_of(view.head, end)
+        live = [entry for entry in view.segments if entry.first_seq <= owners.get(entry.generation, 0)]
         return SegmentsReport(
             namespace=view.head.namespace,
             generation=end.id if end else None,

@@ -207,9 +207,19 @@ def test_segments_are_listed_in_order_of_range_with_what_is_exact():
     assert sum(found["requests"].values()) == 1
 
 
-def test_segments_of_one_generation_can_be_listed_alone():
+def test_segments_are_those_of_the_line():
     url = restored_copy().url
-    assert len(segments(url).segments) == 3
-    assert [s.segment.generation for s in segments(url, generation=G2).segments] == [G2]
+    assert [s.segment.generation for s in segments(url, generation=G2).segments] == [G1, G1, G2]
+    assert segments(url).segments == segments(url, generation=G2).segments
     with pytest.raises(NotFoundError):
         segments(url, generation="3" * 16)
+
+
+def test_segments_of_two_open_lines_need_a_generation():
+    world = restored_copy()
+    world.generations[G1] = replace(world.generations[G1], successor=None)
+    world.publish()
+    with pytest.raises(FencedError) as caught:
+        segments(world.url)
+    assert caught.value.kind == "two_lines"
+    assert {s.segment.generation for s in segments(world.url, generation=G1).segments} == {G1}

@@ -50,6 +50,8 @@ def points_command(
         print_text("")
         columns = ("generation", "parent", "left_at_seq", "last_seq", "last_time", "successor")
         print_table(columns, _rows(found["generations"], columns))
+    if found["as_of"]:
+        print_text(f"complete up to {found['as_of']}")
     if behind := found.get("behind"):
         print_text(
             f"behind the live database by {count(behind['records'], 'record')}, {behind['seconds']:g} seconds"
@@ -58,7 +60,7 @@ def points_command(
 
 @command("segments", example="ourdb segments file:///srv/backup/notes")
 @url_argument
-@click.option("--generation", metavar="G", help="Only those that this generation owns.")
+@generation_option
 @meta_option
 def segments_command(url: str, generation: str | None, meta: Path | None, as_json: bool) -> None:
     """List the segments that hold the database, in order of what they cover."""
