@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ from ourdb.units import format_time
 
 @dataclass(frozen=True, kw_only=True)
 class Behind:
-    """records: how many the live database has that the store has not. seconds: from the store's newest
-    record to the database's; 0 if it has none more."""
+    """records: how many the live database has beyond the store's last seq. seconds: from the store's newest
+    record to the database's; 0 if it has none more. diverged: at the store's last seq the two have different
+    histories, so that a backup would be refused (`fork`)."""
 
     records: int
     seconds: float
+    diverged: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,10 @@ class PointsReport:
             "requests": dict(self.requests),
             "notes": list(self.notes),
         }
-        return found | ({"behind": vars(self.behind)} if self.behind else {})
+        if self.behind is None:
+            return found
+        behind = {"records": self.behind.records, "seconds": self.behind.seconds}
+        return found | {"behind": behind, "diverged": self.behind.diverged}
 
 
 def points(
@@ -84,9 +90,9 @@ def points(
     Raises NotFoundError (`no_namespace`, `no_generation`, `no_database`), FencedError (`two_lines`;
     `other_database`: db is not the one of this namespace), DamageError, RefusedError, TemporaryError.
     """
-    with open_session(url, meta, options) as session:
-        live = None if db is None else _look(db)
-        view = session.read(uuid=live.uuid if live else None)
+    with open_session(url, meta, options) as session, ExitStack() as stack:
+        live = None if db is None else stack.enter_context(LogReader(db))
+        view = session.read(uuid=live.uuid.hex() if live else None)
         head, end = view.head, line_of(view.head, generation)
         windows: list[Window] = []
         gaps: list[Window] = []
@@ -105,38 +111,22 @@ def points(
             last_seq=end.last_seq if end else 0,
             last_time=end.last_time if end and end.last_seq else None,
             as_of=end.as_of if end else None,
-            behind=_behind(live, head, end) if live else None,
+            behind=_behind(live, line.load(Path(db)), head, end) if live and db else None,
             generations=tuple(oldest_first(head)),
             requests=session.store.requests.counts(),
             notes=session.notes,
         )
 
 
-@dataclass(frozen=True)
-class _Live:
-    """A database directory: its uuid, the end of its log, and the generation that it writes."""
-
-    uuid: str
-    seq: int
-    time: int
-    generation: str | None
-
-
-def _look(path: str | os.PathLike[str]) -> _Live:
-    with LogReader(path) as log:
-        end, uuid = log.find_end(), log.uuid.hex()
-    found = line.load(Path(path))
-    return _Live(uuid, end.seq, end.time_ms, found.generation if found else None)
-
-
-def _behind(live: _Live, head: Head, end: Generation | None) -> Behind:
+def _behind(live: LogReader, on: line.Line | None, head: Head, end: Generation | None) -> Behind:
     """Measured against the generation that the database writes; if the store has it not, against the line."""
-    stored = head.generations.get(live.generation or "", end)
-    records = live.seq - (stored.last_seq if stored else 0)
-    if records <= 0:
-        return Behind(records=0, seconds=0.0)
-    since = stored.last_time if stored and stored.last_seq else live.time
-    return Behind(records=records, seconds=max(0, live.time - since) / 1000)
+    own, stored = live.find_end(), head.generations.get(on.generation if on else "", end)
+    if stored is None or not stored.last_seq:
+        return Behind(records=own.seq, seconds=0.0, diverged=False)
+    chain = live.chain_at(stored.last_seq)
+    records = max(0, own.seq - stored.last_seq)
+    seconds = max(0, own.time_ms - stored.last_time) / 1000 if records else 0.0
+    return Behind(records=records, seconds=seconds, diverged=chain not in (None, stored.chain))
 
 
 def _timed(window: Window, reached: Sequence[Reach], index: IndexPoints) -> Window:

@@ -51,7 +51,8 @@ class MetaIndex:
         """The file at `path` (None: `default_path()`), made or brought up to date where needed.
 
         A damaged file is moved aside, and one that cannot be written is done without; `note` tells.
-        Raises UnknownFormatError for the file of a newer version.
+        Raises UnknownFormatError for the file of a newer version, and InvalidError for the database of
+        another program.
         """
         try:
             place = Path(path) if path is not None else default_path()

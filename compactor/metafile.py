@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from sqlite_utils import Database
 
 from compactor.schema import MIGRATIONS
-from ourdb.errors import UnknownFormatError
+from ourdb.errors import InvalidError, UnknownFormatError
 
 Result = TypeVar("Result")
 BUSY_SECONDS = 30
@@ -25,7 +25,7 @@ class MetaFile:
     """For several threads. path: None, or one that cannot be written: it is all in memory, and `note` says
     why. A damaged file is moved aside, a new one begun, and `note` says that. db: for actions of `write`.
 
-    Raises UnknownFormatError for the file of a newer version.
+    Raises UnknownFormatError for the file of a newer version, InvalidError for another program's database.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -103,6 +103,7 @@ class MetaFile:
         connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
         try:
             db = Database(connection)
+            _refuse_foreign(connection, path)
             connection.execute("PRAGMA journal_mode = wal")
             connection.execute("PRAGMA synchronous = normal")
             self._migrate(db, path)
@@ -151,6 +152,18 @@ class MetaFile:
 
 def _version(db: Database) -> int:
     return int(db.conn.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
+    """In one statement: another process may be making the tables right now."""
+    version, tables = connection.execute(
+        "select (select user_version from pragma_user_version), count(*) from sqlite_master"
+    ).fetchone()
+    if tables and not version:
+        raise InvalidError(
+            f"not a meta index, but some other SQLite database: {path} (use another file with --meta)",
+            path=str(path),
+        )
 
 
 def _inode(path: Path) -> int:

@@ -172,6 +172,9 @@ def test_restored_copy_goes_on_and_two_lines_are_told(notes: Path, url: str, tmp
     ok("set", copy, 7, "from the copy")
     error = failed("backup", copy, url)
     assert (error["kind"], error["exit_code"]) == ("moved", 16)
+    assert ok("points", url, "--db", copy, "--json").json["diverged"] is True
+    assert ok("points", url, "--db", notes, "--json").json["diverged"] is False
+    assert "another history" in ok("points", url, "--db", copy).text
     ok("backup", copy, url, "--fork")
     error = failed("restore", url, tmp_path / "third")
     assert (error["kind"], error["exit_code"]) == ("two_lines", 16)

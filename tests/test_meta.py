@@ -20,7 +20,7 @@ from compactor.metafile import MetaFile
 from compactor.publish import publish
 from compactor.schema import MIGRATIONS
 from compactor.view import View
-from ourdb.errors import UnknownFormatError
+from ourdb.errors import InvalidError, UnknownFormatError
 from tests.lines import GEN, Site, entry_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -248,6 +248,17 @@ def test_an_index_of_a_newer_version_is_refused(path: Path) -> None:
     connection.close()
     with pytest.raises(UnknownFormatError, match="--meta"):
         MetaIndex.open(path)
+
+
+def test_the_database_of_another_program_is_refused_and_unchanged(path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    connection = sqlite3.connect(path)
+    connection.execute("create table recipes (name text)")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(InvalidError, match="some other SQLite database"):
+        MetaIndex.open(path)
+    assert path.read_bytes() == before
 
 
 def test_an_older_index_is_brought_up_to_date_and_keeps_its_rows(

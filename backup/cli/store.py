@@ -56,6 +56,8 @@ def points_command(
         print_text(
             f"behind the live database by {count(behind['records'], 'record')}, {behind['seconds']:g} seconds"
         )
+        if found["diverged"]:
+            print_text("the live database has another history than the store: a backup is refused as a fork")
 
 
 @command("segments", example="ourdb segments file:///srv/backup/notes")
