@@ -120,7 +120,8 @@ class Batch:
         self._done = False
 
     def set(self, value: Buffer, id: int | None = None) -> int:
-        """As OurDB.set. A new id is given at once; it stays unused if the batch is not written."""
+        """As OurDB.set. A new id is given at once, above all that were given; it stays unused if the batch is
+        not written."""
         self._require_open()
         data, given = self._db._clean(value, id)
         self._db.check_value(data)
@@ -128,6 +129,8 @@ class Batch:
             given = self._db.new_id()
         elif given not in self._values:
             self._db.check_id(given, importing=self._importing)
+            if self._importing:
+                self._db.pass_id(given)
         elif self._values[given] is None:
             self._again(given)
         self._add(given, data)

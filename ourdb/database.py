@@ -320,6 +320,11 @@ class OurDB(Reading):
         self._next_id = id + 1
         return id
 
+    def pass_id(self, id: int) -> None:
+        """New ids come behind this one, which an import gives: also those of its batch."""
+        with self._lock:
+            self._next_id = max(self._next_id, id + 1)
+
     def new_id(self) -> int:
         """A new id for a batch that is not written yet."""
         with self._lock:

@@ -228,6 +228,15 @@ def test_incremental_ids_are_given_once_and_never_again(tmp_path: Path) -> None:
         assert db.get_next_id() == 5
 
 
+def test_new_ids_beside_imported_ones_are_above_them(tmp_path: Path) -> None:
+    with ourdb.open(tmp_path / "db", mode="incremental") as db:
+        with db.batch(importing=True) as batch:
+            batch.set(b"one", 1)
+            assert batch.set(b"two") == 2
+        assert db.set_many([(None, b"a"), (20, b"b"), (None, b"c")], importing=True) == [3, 20, 21]
+        assert dict(db.items()) == {1: b"one", 2: b"two", 3: b"a", 20: b"b", 21: b"c"}
+
+
 def test_empty_incremental_database_takes_ids_in_imports_only(tmp_path: Path) -> None:
     with ourdb.open(tmp_path / "db", mode="incremental") as db:
         db.set_many([(7, b"seven")], importing=True)
