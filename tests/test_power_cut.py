@@ -23,7 +23,7 @@ STATES = int(os.environ.get("OURDB_TORTURE", "2000"))
 SEED = os.environ.get("OURDB_TORTURE_SEED")
 PARTS = 4  # of the states: half of them with failing calls
 STEPS = 40
-SHARE = {Run: 0.15, FaultyRun: 0.08}
+SHARE = {Run: 0.1, FaultyRun: 0.06}
 
 
 @pytest.fixture

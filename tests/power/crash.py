@@ -45,7 +45,7 @@ def cut_ordered(disk: Disk, rng: random.Random) -> Image:
 
 
 def cut_careless(disk: Disk, rng: random.Random) -> Image:
-    favour = rng.choice((0.0, 0.2, 0.8, 1.0))  # how much of the names and sizes comes through
+    favour = rng.choice((0.0, 0.5, 0.5, 1.0))  # how much of the names and sizes comes through
 
     def moment(_: str = "") -> int:
         early, late = rng.random() >= favour, rng.random() < favour

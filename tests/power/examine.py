@@ -98,7 +98,7 @@ class Examiner:
         draw = watch.draw
         with ourdb.open(top / NAME, sync="never", fs=watch.fs) as db:
             for _ in range(draw.randint(1, 4)):
-                value = draw.randbytes(draw.choice((0, 30, 500)))
+                value = draw.randbytes(draw.choice((0, 40, 40, 500)))
                 known = db.get_next_id() if self._mode == "incremental" else draw.randrange(IDS)
                 watch.write(known, value)
                 db.set(value, None if self._mode == "incremental" else known)
