@@ -15,7 +15,7 @@ from ourdb.active import ActiveFile
 from ourdb.checkpoint import NAME as CHECKPOINT
 from ourdb.checkpoint import load_checkpoint
 from ourdb.config import Config, Mode, Sync
-from ourdb.database import SYNC_INTERVAL_S, OurDB
+from ourdb.database import OurDB
 from ourdb.directory import (
     CACHE,
     FILES,
@@ -37,7 +37,7 @@ from ourdb.recovery import Point, check_header, pieces_at, refuse_damage, truste
 from ourdb.rotation import Before, new_header
 from ourdb.sealed import SealedFile
 from ourdb.segment.header import HEADER_BYTES, Header
-from ourdb.syncing import Syncer
+from ourdb.syncing import SYNC_INTERVAL_S, Syncer
 
 _OWN_NAMES = {LOCK, FILES, NOTES, CACHE, TORN, line.FILE_NAME, line.LOCK_NAME, data_file_name(0)}
 _OWN_NAMES |= {name + ".tmp" for name in (FILES, IDENTITY, line.FILE_NAME)}

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 from ourdb.errors import Error
 
 if TYPE_CHECKING:
-    from ourdb.database import OurDB
+    from ourdb.logwriter import LogWriter
+
+SYNC_INTERVAL_S = 1.0
 
 
 class Syncer:
     """Syncs every `interval_s` seconds if anything was written; ends with the database, closed or
     forgotten."""
 
-    def __init__(self, db: OurDB, interval_s: float) -> None:
+    def __init__(self, db: LogWriter, interval_s: float) -> None:
         self._stop = threading.Event()
         self._thread = threading.Thread(
             target=_run, args=(weakref.ref(db), self._stop, interval_s), name="ourdb-sync", daemon=True
@@ -29,7 +31,7 @@ class Syncer:
             self._thread.join()
 
 
-def _run(reference: weakref.ref[OurDB], stop: threading.Event, interval_s: float) -> None:
+def _run(reference: weakref.ref[LogWriter], stop: threading.Event, interval_s: float) -> None:
     while not stop.wait(interval_s):
         db = reference()
         if db is None:

@@ -12,7 +12,7 @@ import pytest
 
 import ourdb
 from ourdb import condense as condensing
-from ourdb import database, line
+from ourdb import line
 from ourdb.active import ActiveFile
 from ourdb.check import check
 from ourdb.directory import IDENTITY
@@ -301,7 +301,7 @@ def test_running_backup_keeps_history_from_being_dropped_and_not_files_from_bein
 def test_condensing_leaves_no_checkpoint_of_files_that_are_gone(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_CHECKPOINT_BYTES_MIN", 1)
+    monkeypatch.setattr("ourdb.logwriter._CHECKPOINT_BYTES_MIN", 1)
     with ourdb.open(path) as db:
         fill(db, 20)
         db.rotate()

@@ -12,6 +12,7 @@ import ourdb.active
 import ourdb.condense
 import ourdb.database
 import ourdb.directory
+import ourdb.logwriter
 import ourdb.opening
 import ourdb.recovery
 
@@ -46,8 +47,8 @@ def small_world(seed: object) -> Iterator[None]:
             (ourdb.opening, "SYNC_INTERVAL_S", 3600.0),
             (ourdb.active, "STEP_BYTES_MIN", 4 * KIB),
             (ourdb.active, "STEP_BYTES_MAX", 4 * KIB),
-            (ourdb.database, "_CHECKPOINT_BYTES_MIN", 6 * KIB),
-            (ourdb.database, "_CHECKPOINT_FACTOR", 0),
+            (ourdb.logwriter, "_CHECKPOINT_BYTES_MIN", 6 * KIB),
+            (ourdb.logwriter, "_CHECKPOINT_FACTOR", 0),
             (ourdb.recovery, "_UNPROVEN_RECORDS", 2),
             (ourdb.directory.secrets, "randbelow", rng.randrange),
             (ourdb.directory.secrets, "token_bytes", rng.randbytes),
