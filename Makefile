@@ -32,7 +32,7 @@ minio:  ## build MinIO once, and run it where minio-compose.yml would, until Ctr
 
 test-minio: $(VENV)/.installed-test  ## build MinIO if need be, and run the S3 tests against it
 	tools/minio.sh install
-	env -u OURDB_TEST_S3_ENDPOINT $(PYTEST) $(PYTEST_ARGS) -m s3
+	env -u OURDB_TEST_S3_ENDPOINT OURDB_TEST_S3=minio $(PYTEST) $(PYTEST_ARGS) -m s3
 
 demo-minio: $(VENV)/.installed-test  ## the README's way through MinIO: back up, destroy, restore, compare
 	$(BIN)/python tools/demo_minio.py
