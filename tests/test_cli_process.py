@@ -93,8 +93,12 @@ def test_reader_that_goes_away_is_no_noise(tmp_path: Path) -> None:
     assert process.wait(timeout=60) == PIPE_CLOSED
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_output_that_cannot_be_written_is_an_error(tmp_path: Path, options: list[str]) -> None:
+def test_output_that_cannot_be_written_is_an_error(
+    tmp_path: Path, options: list[str], unbuffered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     ok("init", tmp_path / "db")
     ok("set", tmp_path / "db", 7, "x")
     with open("/dev/full", "w") as full:

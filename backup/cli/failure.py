@@ -5,6 +5,7 @@ OURDB_DEBUG=1 in the environment shows the traceback as well, whatever failed.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -30,6 +31,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
         traceback.print_exception(error)
     fields = describe(error)
     if not (as_json and _print_json({"error": fields})):
+        _settle_output()
         click.echo(f"ourdb: error: {_one_line(fields['message'])}", err=True)
     code: int = fields["exit_code"]
     return code
@@ -85,6 +87,18 @@ def _one_line(message: str) -> str:
     return " ".join(message.split("\n"))
 
 
+def _settle_output() -> None:
+    """What standard output does not take is given up, or the interpreter complains when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _forget_output()
+
+
 def _forget_output() -> None:
-    """Nobody reads standard output any more: without this the interpreter complains when it ends."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+    """Nobody takes standard output any more: what is left in its buffer goes nowhere."""
+    with open(os.devnull, "w") as nowhere:
+        try:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        except OSError:  # no file of the system
+            sys.stdout = io.StringIO()
