@@ -21,7 +21,7 @@ from compactor.store import NoSuchKey, StoreOptions
 from ourdb import line
 from ourdb.errors import DamageError
 from ourdb.log import LogReader
-from ourdb.units import format_time
+from ourdb.units import maybe_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,8 @@ class PointsReport:
             "windows": [_window(window) | {"segments": list(window.segments)} for window in self.windows],
             "gaps": [_window(gap) for gap in self.gaps],
             "last_seq": self.last_seq,
-            "last_time": _time(self.last_time),
-            "as_of": _time(self.as_of),
+            "last_time": maybe_time(self.last_time),
+            "as_of": maybe_time(self.as_of),
             "generations": [_generation(generation) for generation in self.generations],
             "requests": dict(self.requests),
             "notes": list(self.notes),
@@ -149,8 +149,8 @@ def _window(window: Window) -> dict[str, Any]:
         "generation": window.generation,
         "first_seq": window.first_seq,
         "last_seq": window.last_seq,
-        "first_time": _time(window.first_time),
-        "last_time": _time(window.last_time),
+        "first_time": maybe_time(window.first_time),
+        "last_time": maybe_time(window.last_time),
     }
 
 
@@ -160,11 +160,7 @@ def _generation(generation: Generation) -> dict[str, Any]:
         "parent": generation.parent.generation if generation.parent else None,
         "left_at_seq": generation.parent.seq if generation.parent else None,
         "last_seq": generation.last_seq,
-        "last_time": _time(generation.last_time if generation.last_seq else None),
-        "as_of": _time(generation.as_of),
+        "last_time": maybe_time(generation.last_time if generation.last_seq else None),
+        "as_of": maybe_time(generation.as_of),
         "successor": generation.successor,
     }
-
-
-def _time(time_ms: int | None) -> str | None:
-    return None if time_ms is None else format_time(time_ms)

@@ -42,7 +42,7 @@ from ourdb.files import FileSystem
 from ourdb.line import Known, Mark, Origin
 from ourdb.log import LogReader
 from ourdb.names import parse_generation
-from ourdb.units import When, format_time
+from ourdb.units import When, maybe_time
 
 PLANS_MAX = 50  # each time without one more segment, or on a newer head
 
@@ -80,8 +80,8 @@ class RestoreReport:
 
     def as_json(self) -> dict[str, Any]:
         return vars(self) | {
-            "time": _time(self.time),
-            "as_of": _time(self.as_of),
+            "time": maybe_time(self.time),
+            "as_of": maybe_time(self.as_of),
             "segments": [segment.as_json() for segment in self.segments],
             "requests": dict(self.requests),
             "left_out": list(self.left_out),
@@ -368,7 +368,3 @@ def missing(view: View, key: str) -> DamageError | None:
         first_seq=entry.first_seq,
         last_seq=entry.last_seq,
     )
-
-
-def _time(time_ms: int | None) -> str | None:
-    return None if time_ms is None else format_time(time_ms)

@@ -93,9 +93,6 @@ class Members:
             self._refuse(name, found)
         return found
 
-    def maybe_text(self, name: str) -> str | None:
-        return self.text(name) if self._given(name) else None
-
     def hex(self, name: str, digits: int) -> str:
         """Exactly so many hex digits, in lower case."""
         found = self.text(name)

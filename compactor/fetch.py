@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from compactor.entries import SegmentEntry
@@ -21,10 +20,8 @@ class SegmentFetcher:
 
     def __init__(self, store: Store, uuid: str, on_bytes: Callable[[int], None] | None = None) -> None:
         self.store = store
-        self.bytes_fetched = 0
         self._uuid = bytes.fromhex(uuid)
         self._on_bytes = on_bytes
-        self._lock = threading.Lock()
 
     def read(self, entry: SegmentEntry, offset: int, length: int) -> bytes:
         """These bytes by one request. Raises NoSuchKey, and DamageError for an object that is shorter."""
@@ -82,7 +79,5 @@ class SegmentFetcher:
         return reader
 
     def _count(self, size: int) -> None:
-        with self._lock:
-            self.bytes_fetched += size
         if self._on_bytes:
             self._on_bytes(size)

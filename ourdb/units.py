@@ -68,6 +68,11 @@ def format_time(time_ms: int) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{time_ms % 1000:03d}Z"
 
 
+def maybe_time(time_ms: int | None) -> str | None:
+    """As `format_time`; None for None."""
+    return None if time_ms is None else format_time(time_ms)
+
+
 def parse_time(text: str, *, now: int | None = None) -> int:
     """Milliseconds since the epoch of RFC 3339 (no zone: local time), `now`, or `90 minutes ago`.
 

@@ -28,7 +28,6 @@ from ourdb.segment.columns import Columns, columns_of
 BLOCK_RAW_TARGET = 128 << 10
 BLOCK_RAW_MAX = 1 << 20  # of a block with more than one record
 SINGLE_RAW_MAX = RECORD_HEADER_BYTES + VALUE_BYTES_MAX  # of a block with one record
-BLOCK_RECORDS_MAX = BLOCK_RAW_MAX // RECORD_HEADER_BYTES
 CODEC_NONE = 0
 CODEC_ZSTD = 1
 ZSTD_LEVEL = 1
