@@ -5,141 +5,29 @@ Memory is bounded: ranges of stored blocks and their records that are in flight 
 
 from __future__ import annotations
 
-import os
-import tempfile
-import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from backup.layout import located
 from backup.local_files import FilePlan, Slice
-from compactor.entries import SegmentEntry
-from compactor.fetch import INDEX_BYTES_MAX, SegmentFetcher
+from compactor.fetch import STORED_BYTES_MAX
 from compactor.path import Step
+from compactor.spool import IndexSpool
 from ourdb.build import SealedFileBuilder
-from ourdb.files import File, FileSystem
 from ourdb.record import RECORD_HEADER_BYTES
 from ourdb.segment.block import verify_records
 from ourdb.segment.columns import Columns
-from ourdb.segment.footer import FOOTER_BYTES
 from ourdb.segment.page import BLOCK_COLUMNS, Page
-from ourdb.segment.reader import TAIL_BYTES, SegmentReader
+from ourdb.segment.reader import SegmentReader
 from ourdb.units import MIB
 
-STORED_BYTES_MAX = 4 * MIB  # of blocks in one request, unless a block is larger
 RAW_BYTES_MAX = 16 * MIB  # of their records
 IN_FLIGHT_BYTES_MAX = 64 * MIB  # of all ranges that are fetched and written at a time, or one larger block
-_READERS_MAX = 8
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """The last `length` bytes of an object, at a place in the spool."""
-
-    place: int
-    length: int
-
-
-def estimate_requests(entry: SegmentEntry) -> int:
-    """How many requests a segment needs that is read from end to end, at least."""
-    index = entry.index_bytes + FOOTER_BYTES
-    tail = max(TAIL_BYTES, index if index <= INDEX_BYTES_MAX else 0)
-    beyond = max(0, index - tail)
-    blocks = max(0, entry.bytes - max(tail, index))
-    return 1 - (-beyond // INDEX_BYTES_MAX) - (-blocks // STORED_BYTES_MAX)
-
-
-class IndexSpool:
-    """The readers of a path's segments. The indexes are fetched a few steps ahead and kept in a temporary
-    file, because they are needed three times: to lay out, to copy, and to write the new index. It is about
-    8 bytes a record; of segments up to 64 KiB it is all. For several threads; a context manager."""
-
-    def __init__(
-        self,
-        fetcher: SegmentFetcher,
-        steps: Sequence[Step],
-        folder: Path,
-        pool: ThreadPoolExecutor,
-        *,
-        ahead: int,
-        fs: FileSystem,
-    ) -> None:
-        self._fetcher, self._steps, self._pool, self._ahead = fetcher, steps, pool, ahead
-        self._file = _temporary_file(folder, fs)
-        self._end = 0
-        self._asked = 0  # steps whose index was asked for
-        self._kept: dict[str, Future[_Kept]] = {}
-        self._readers: OrderedDict[str, SegmentReader] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> IndexSpool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        fetching = list(self._kept.values())
-        for future in fetching:
-            future.cancel()
-        wait(fetching)  # none of them may write once the descriptor can be another file's
-        self._file.close()
-
-    def reader(self, number: int) -> SegmentReader:
-        """The reader of the segment of a step. Raises NoSuchKey, DamageError."""
-        entry = self._steps[number].segment
-        with self._lock:
-            self._ask(number + 1 + self._ahead)
-            if entry.key in self._readers:
-                self._readers.move_to_end(entry.key)
-                return self._readers[entry.key]
-        kept = self._kept[entry.key].result()
-        start = entry.bytes - kept.length
-
-        def fetch(offset: int, length: int) -> bytes:
-            if offset >= start:
-                return self._file.pread(length, kept.place + offset - start)
-            return self._fetcher.read(entry, offset, length)
-
-        length = min(kept.length, TAIL_BYTES)
-        tail = self._file.pread(length, kept.place + kept.length - length)
-        reader = self._fetcher.open(entry, tail=tail, fetch=fetch)
-        with self._lock:
-            self._readers[entry.key] = reader
-            while len(self._readers) > _READERS_MAX:
-                self._readers.popitem(last=False)
-        return reader
-
-    def _ask(self, upto: int) -> None:
-        for step in self._steps[self._asked : upto]:
-            self._kept[step.segment.key] = self._pool.submit(self._fetch, step)
-        self._asked = max(self._asked, min(upto, len(self._steps)))
-
-    def _fetch(self, step: Step) -> _Kept:
-        entry = step.segment
-        tail = self._fetcher.read_tail(entry)
-        wanted = min(max(entry.index_bytes + FOOTER_BYTES, len(tail)), entry.bytes)
-        with self._lock:
-            place, self._end = self._end, self._end + wanted
-        self._file.pwrite(tail, place + wanted - len(tail))
-        start = entry.bytes - wanted
-        for offset in range(start, entry.bytes - len(tail), INDEX_BYTES_MAX):
-            length = min(INDEX_BYTES_MAX, entry.bytes - len(tail) - offset)
-            self._file.pwrite(self._fetcher.read(entry, offset, length), place + offset - start)
-        return _Kept(place, wanted)
-
-
-def _temporary_file(folder: Path, fs: FileSystem) -> File:
-    """A file without a name: it goes with its last descriptor."""
-
-    def create() -> int:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            return os.dup(file.fileno())
-
-    return File(fs, fs.call("create", folder, create), folder)
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from backup.index_points import IndexPoints
 from backup.lineage import oldest_first, owners_of
-from backup.session import open_session
-from backup.windows import Reach, Window, gaps_of, reaches, windows_of
 from compactor.fetch import SegmentFetcher
 from compactor.generations import Generation
 from compactor.head import Head
+from compactor.index_points import IndexPoints
 from compactor.path import line_of
+from compactor.session import open_session
 from compactor.store import NoSuchKey, StoreOptions
+from compactor.windows import Reach, Window, gaps_of, reaches, windows_of
 from ourdb import line
 from ourdb.errors import DamageError
 from ourdb.log import LogReader

@@ -16,24 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from backup.destination import Build, Destination
-from backup.download import FileCopier, IndexSpool, estimate_requests
+from backup.download import FileCopier
 from backup.gauge import Meter
-from backup.index_points import Point
 from backup.layout import Layout
 from backup.local_files import FilePlan
 from backup.options import Progress
 from backup.plan import line_end
 from backup.report import SegmentReport
-from backup.session import Session, open_session
 from backup.target import Wanted, find_target
-from backup.windows import lost_range
 from compactor.entries import SegmentEntry
-from compactor.fetch import SegmentFetcher
+from compactor.fetch import SegmentFetcher, estimate_requests
 from compactor.generations import Generation
 from compactor.head import NOTHING_KNOWN, Head
+from compactor.index_points import Point
 from compactor.path import Step, line_of, route
+from compactor.session import Session, open_session
+from compactor.spool import IndexSpool
 from compactor.store import NoSuchKey, StoreOptions
 from compactor.view import View
+from compactor.windows import lost_range
 from ourdb import line
 from ourdb.build import DirectoryBuilder, SealedFileBuilder
 from ourdb.config import Config

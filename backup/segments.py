@@ -9,9 +9,9 @@ from typing import Any
 
 from backup.lineage import owners_of
 from backup.report import SegmentReport
-from backup.session import open_session
 from compactor.entries import SegmentEntry
 from compactor.path import line_of
+from compactor.session import open_session
 from compactor.store import StoreOptions
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backup.index_points import IndexPoints, Point, best
-from backup.windows import Reach, reaches
 from compactor.fetch import SegmentFetcher
 from compactor.generations import Generation
+from compactor.index_points import IndexPoints, Point, best
 from compactor.path import HeadView, ancestry, line_of, predecessor, segments_of
+from compactor.windows import Reach, reaches
 from ourdb.errors import InvalidError, UnreachableError
 from ourdb.record import SEQ_MAX
 from ourdb.units import When, format_time, to_ms

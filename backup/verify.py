@@ -11,14 +11,14 @@ from typing import Any, Literal
 from backup.download import IN_FLIGHT_BYTES_MAX
 from backup.gauge import Meter
 from backup.options import Progress
-from backup.session import Session, open_session
-from backup.windows import gaps_of, reaches, windows_of
 from compactor.entries import SegmentEntry
 from compactor.fetch import SegmentFetcher
 from compactor.generations import Generation
 from compactor.path import open_lines, route, segments_of
+from compactor.session import Session, open_session
 from compactor.store import NoSuchKey, Store, StoreOptions
 from compactor.view import View
+from compactor.windows import gaps_of, reaches, windows_of
 from ourdb.config import Config
 from ourdb.errors import DamageError
 from ourdb.names import HEAD_KEY, parse_key

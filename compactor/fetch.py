@@ -12,6 +12,16 @@ from ourdb.segment.reader import TAIL_BYTES, SegmentReader
 from ourdb.units import MIB
 
 INDEX_BYTES_MAX = 4 * MIB  # an index up to this comes with the tail, by one request
+STORED_BYTES_MAX = 4 * MIB  # of blocks in one request, unless a block is larger
+
+
+def estimate_requests(entry: SegmentEntry) -> int:
+    """How many requests a segment needs that is read from end to end, at least."""
+    index = entry.index_bytes + FOOTER_BYTES
+    tail = max(TAIL_BYTES, index if index <= INDEX_BYTES_MAX else 0)
+    beyond = max(0, index - tail)
+    blocks = max(0, entry.bytes - max(tail, index))
+    return 1 - (-beyond // INDEX_BYTES_MAX) - (-blocks // STORED_BYTES_MAX)
 
 
 class SegmentFetcher:

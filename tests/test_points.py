@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 import ourdb
-from backup import windows
 from backup.points import points
 from backup.segments import segments
-from backup.windows import Window
+from compactor import windows
+from compactor.windows import Window
 from ourdb.errors import FencedError, NotFoundError
 from ourdb.units import format_time
 from tests.worlds import DAY_0, HOUR, World, Write, memory_world, writes

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backup.index_points import Point
 from backup.target import Wanted, find_target
 from compactor.fetch import SegmentFetcher
+from compactor.index_points import Point
 from ourdb.errors import FencedError, InvalidError, NotFoundError, UnreachableError
 from ourdb.units import format_time
 from tests.worlds import DAY_0, HOUR, UUID, Log, World, Write, memory_world, writes

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from backup.windows import Reach
 from compactor.fetch import SegmentFetcher
+from compactor.windows import Reach
 from ourdb.record import BATCH_GOES_ON, SEQ_MAX, TIME_MAX
 from ourdb.segment.page import Page
 from ourdb.segment.reader import SegmentReader
