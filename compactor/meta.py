@@ -32,6 +32,14 @@ class NamespaceRow(NamedTuple):
     known: Known
 
 
+class NotedUpload(NamedTuple):
+    """A multipart upload that was begun here. key: below the namespace."""
+
+    key: str
+    upload_id: str
+    since_ms: int
+
+
 def default_path() -> Path:
     """$OURDB_META, else `ourdb/meta.db` in the XDG state folder."""
     if given := os.environ.get("OURDB_META"):
@@ -152,6 +160,35 @@ class MetaIndex:
                 {"namespace": self._owner(identity, url), "cas": int(cas), "why": why}, pk="namespace"
             )
         )
+
+    def note_upload(self, identity: str, url: str, key: str, upload_id: str, since_ms: int) -> None:
+        """Remembers a multipart upload, so that it can be aborted if its run does not live to end it."""
+        self._file.write(
+            lambda: self._file.db.table("uploads").upsert(
+                {
+                    "namespace": self._owner(identity, url),
+                    "key": key,
+                    "upload_id": upload_id,
+                    "since_ms": since_ms,
+                },
+                pk=("namespace", "key"),
+            )
+        )
+
+    def drop_upload(self, identity: str, key: str) -> None:
+        """Forgets the upload to this key: it was completed or aborted. Nothing if none was noted."""
+        owner = "select id from namespaces where identity = ?"
+        sql = f"delete from uploads where key = ? and namespace in ({owner})"
+        self._file.write(lambda: self._file.db.conn.execute(sql, [key, identity]))
+
+    def uploads(self, identity: str) -> list[NotedUpload]:
+        """The uploads that were begun here and have not ended, the oldest first."""
+        rows = self._file.read(
+            "select key, upload_id, since_ms from uploads u join namespaces n on n.id = u.namespace "
+            "where identity = ? order by since_ms, key",
+            identity,
+        )
+        return [NotedUpload(*row) for row in rows]
 
     def forget(self, identity: str) -> None:
         """Drops all that is known of a namespace, also that it once had a newer head."""

@@ -106,6 +106,7 @@ class MetaFile:
             _refuse_foreign(connection, path)
             connection.execute("PRAGMA journal_mode = wal")
             connection.execute("PRAGMA synchronous = normal")
+            connection.execute("PRAGMA foreign_keys = on")
             self._migrate(db, path)
         except BaseException:
             connection.close()
@@ -136,6 +137,7 @@ class MetaFile:
         where = "no place for it" if self.path is None else str(self.path)
         self.note = f"the meta index is not used, runs need more requests: {why}: {where}"
         connection = sqlite3.connect(MEMORY, check_same_thread=False)
+        connection.execute("PRAGMA foreign_keys = on")
         db = Database(connection)
         self._migrate(db, MEMORY)
         return db

@@ -74,5 +74,24 @@ def _create_tables(db: Database) -> None:
     db.table("probes").create({"namespace": int, "cas": int, "why": str}, pk="namespace", foreign_keys=OWNER)
 
 
-MIGRATIONS: tuple[Callable[[Database], None], ...] = (_create_tables,)
-TABLES = ("probes", "segments", "generations", "lists", "heads", "namespaces")
+def _watch_and_note(db: Database) -> None:
+    """What is monitored, uploads that were begun; version 1 did not enforce foreign keys."""
+    for table in ("probes", "segments", "generations", "lists", "heads"):
+        db.table(table).delete_where("namespace not in (select id from namespaces)")
+    db.table("monitored").create(
+        {"namespace": int, "url": str, "since_ms": int, "synced_ms": int},
+        pk="namespace",
+        not_null={"url", "since_ms", "synced_ms"},
+        foreign_keys=OWNER,
+    )
+    db.table("uploads").create(
+        {"namespace": int, "key": str, "upload_id": str, "since_ms": int},
+        pk=("namespace", "key"),
+        not_null={"upload_id", "since_ms"},
+        foreign_keys=OWNER,
+    )
+    db.table("segments").create_index(["namespace", "generation", "first_seq", "last_seq"])
+
+
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (_create_tables, _watch_and_note)
+TABLES = ("uploads", "monitored", "probes", "segments", "generations", "lists", "heads", "namespaces")

@@ -15,7 +15,7 @@ from compactor import lists, metarows
 from compactor.follow import Change, follow
 from compactor.head import NOTHING_KNOWN, Known, encode_head
 from compactor.lists import StoredList
-from compactor.meta import MetaIndex, default_path
+from compactor.meta import MetaIndex, NotedUpload, default_path
 from compactor.metafile import MetaFile
 from compactor.publish import publish
 from compactor.schema import MIGRATIONS
@@ -148,6 +148,31 @@ def test_known_is_never_lowered(site: Site) -> None:
     assert site.meta.known("y") == NOTHING_KNOWN
 
 
+def test_a_noted_upload_is_known_until_it_is_dropped(site: Site, path: Path) -> None:
+    meta, url = site.meta, site.namespace.store.url
+    assert meta is not None
+    meta.note_upload("x", url.display, "segments/b", "id-2", 9)
+    meta.note_upload("x", url.display, "segments/a", "id-1", 5)
+    meta.note_upload("y", url.display, "segments/a", "id-3", 1)
+    with MetaIndex.open(path) as other:
+        assert other.uploads("x") == [
+            NotedUpload("segments/a", "id-1", 5),
+            NotedUpload("segments/b", "id-2", 9),
+        ]
+        other.drop_upload("x", "segments/a")
+        other.drop_upload("x", "segments/never")
+    assert [upload.key for upload in meta.uploads("x")] == ["segments/b"]
+    assert [upload.upload_id for upload in meta.uploads("y")] == ["id-3"]
+    assert meta.uploads("z") == []
+
+
+def test_a_row_of_no_namespace_is_refused(site: Site) -> None:
+    assert site.meta is not None
+    db = site.meta._file.db
+    with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+        db.table("uploads").insert({"namespace": 99, "key": "k", "upload_id": "i", "since_ms": 1})
+
+
 # -- a cache: deleted, damaged, stale, not writable
 
 
@@ -264,14 +289,20 @@ def test_the_database_of_another_program_is_refused_and_unchanged(path: Path) ->
 def test_an_older_index_is_brought_up_to_date_and_keeps_its_rows(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("compactor.metafile.MIGRATIONS", MIGRATIONS[:1])
     with MetaIndex.open(path) as meta:
         meta.learn("x", "url", Known(5, "1" * 16))
-    step = MIGRATIONS[0]
-    later = (step, lambda db: db.table("namespaces").add_column("later", str))
-    monkeypatch.setattr("compactor.metafile.MIGRATIONS", later)
+        meta.remember_probe("y", "url", True, "")
+        meta._file.db.conn.execute("pragma foreign_keys = off")
+        meta._file.write(lambda: meta._file.db.execute("delete from namespaces where identity = 'y'"))
+    monkeypatch.undo()
     with MetaIndex.open(path) as meta:
+        assert meta.note is None
         assert meta.known("x") == Known(5, "1" * 16)
-        assert "later" in meta._file.db.table("namespaces").columns_dict
+        meta.note_upload("x", "url", "key", "id", 7)
+        assert meta._file.read("pragma user_version") == [(len(MIGRATIONS),)]
+        assert meta._file.read("pragma foreign_key_check") == []
+    MetaIndex.open(path).close()  # nothing is done twice
 
 
 def test_a_write_that_fails_in_the_middle_leaves_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
