@@ -64,7 +64,7 @@ def _entry(upload: Upload, key: SegmentKey, store: Store, uuid: bytes) -> Segmen
     """The entry of an upload if footer and size are right; else it is uploaded anew."""
     name = key.name.format()
     try:
-        tail, size = store.get_tail(upload.key, TAIL_BYTES)
+        tail, size, _ = store.get_tail(upload.key, TAIL_BYTES)
         reader = SegmentReader(
             size,
             lambda offset, length: store.get_range(upload.key, offset, length),

@@ -45,7 +45,7 @@ class SegmentFetcher:
         Raises NoSuchKey; DamageError (`store_damaged`) if the object has not the size that it should have.
         """
         with_index = min(entry.index_bytes, entry.bytes) + FOOTER_BYTES
-        tail, size = self.store.get_tail(
+        tail, size, _ = self.store.get_tail(
             entry.key, max(TAIL_BYTES, with_index if with_index <= INDEX_BYTES_MAX else 0)
         )
         self._count(len(tail))

@@ -20,6 +20,7 @@ from compactor.store.base import (
     Reply,
     Stat,
     Store,
+    Tail,
 )
 from compactor.store.requests import RequestCounter
 from compactor.url import StoreUrl
@@ -114,7 +115,7 @@ class FaultyStore:
     def get_range(self, key: str, start: int, length: int) -> bytes:
         return self._send("get_range", key, lambda: self.inner.get_range(key, start, length))
 
-    def get_tail(self, key: str, length: int) -> tuple[bytes, int]:
+    def get_tail(self, key: str, length: int) -> Tail:
         return self._send("get_tail", key, lambda: self.inner.get_tail(key, length))
 
     def put_if_absent(self, key: str, data: bytes) -> Stat:

@@ -97,8 +97,8 @@ class TestReading:
 
     @pytest.mark.parametrize(("data", "tail"), [(b"0123456789", b"789"), (b"01", b"01"), (b"", b"")])
     def test_tail_is_what_there_is_at_the_end(self, store: Store, data: bytes, tail: bytes) -> None:
-        store.put_stream("lists/a", [data])
-        assert store.get_tail("lists/a", 3) == (tail, len(data))
+        etag = store.put_stream("lists/a", [data]).etag
+        assert store.get_tail("lists/a", 3) == (tail, len(data), etag)
 
     def test_head_has_size_etag_and_checksum_if_any(self, store: Store) -> None:
         put = store.put_stream("lists/a", [b"some bytes"])
@@ -235,7 +235,7 @@ class TestStreams:
         began: list[str] = []
         store.put_stream("lists/a", [bytes(2 * MIB)], on_begin=began.append)
         store.abort_upload("lists/a", began[0])
-        assert store.get_tail("lists/a", 1) == (b"\0", 2 * MIB)
+        assert store.get_tail("lists/a", 1)[:2] == (b"\0", 2 * MIB)
 
     def test_streams_of_several_threads_do_not_mix(self, store: Store) -> None:
         def put(number: int) -> None:

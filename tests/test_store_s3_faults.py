@@ -130,7 +130,7 @@ class TestReads:
     def test_range_that_is_not_heeded_is_cut_out_here(self) -> None:
         with stubbed(lambda _: got(b"0123456789")) as (store, _):
             assert store.get_range("lists/a", 3, 4) == b"3456"
-            assert store.get_tail("lists/a", 3) == (b"789", 10)
+            assert store.get_tail("lists/a", 3) == (b"789", 10, '"e1"')
 
     def test_reply_without_date_has_none(self) -> None:
         answer = Answer(200, {"ETag": '"e1"', **MODIFIED}, b"x", date=False)

@@ -13,6 +13,7 @@ from compactor.store.base import (
     Stat,
     Store,
     StoreOptions,
+    Tail,
 )
 from compactor.store.probe import ProbeResult, probe
 from compactor.url import StoreUrl, parse_url
@@ -29,6 +30,7 @@ __all__ = [
     "Stat",
     "Store",
     "StoreOptions",
+    "Tail",
     "open_store",
     "probe",
 ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from compactor.store.requests import RequestCounter
 from compactor.url import StoreUrl
@@ -59,6 +59,14 @@ class Reply:
     etag: Etag
     modified_ms: int
     date_ms: int
+
+
+class Tail(NamedTuple):
+    """The end of an object. size: of the whole object."""
+
+    data: bytes
+    size: int
+    etag: Etag
 
 
 @dataclass(frozen=True)
@@ -140,9 +148,8 @@ class Store(Protocol):
         shorter."""
         ...
 
-    def get_tail(self, key: str, length: int) -> tuple[bytes, int]:
-        """The last `length` bytes, at least 1 (all, if the object is shorter), and the object's size. Raises
-        NoSuchKey."""
+    def get_tail(self, key: str, length: int) -> Tail:
+        """The last `length` bytes, at least 1 (all, if the object is shorter). Raises NoSuchKey."""
         ...
 
     def put_if_absent(self, key: str, data: bytes) -> Stat:

@@ -25,6 +25,7 @@ from compactor.store.base import (
     Reply,
     Stat,
     StoreOptions,
+    Tail,
     checked_etag,
     checked_key,
     no_such_key,
@@ -77,11 +78,11 @@ class LocalStore:
             raise short_object(self.url, key, status.st_size, start + length)
         return data
 
-    def get_tail(self, key: str, length: int) -> tuple[bytes, int]:
+    def get_tail(self, key: str, length: int) -> Tail:
         self.requests.add("GET")
         with self._opened(key) as (fd, status):
             size = status.st_size
-            return _read(fd, max(0, size - length), min(length, size)), size
+            return Tail(_read(fd, max(0, size - length), min(length, size)), size, _etag(status))
 
     def put_if_absent(self, key: str, data: bytes) -> Stat:
         return self._put_if(key, data, None)

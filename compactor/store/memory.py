@@ -18,6 +18,7 @@ from compactor.store.base import (
     Reply,
     Stat,
     StoreOptions,
+    Tail,
     checked_etag,
     checked_key,
     no_such_key,
@@ -82,10 +83,11 @@ class MemoryStore:
             raise short_object(self.url, key, len(data), start + length)
         return data[start : start + length]
 
-    def get_tail(self, key: str, length: int) -> tuple[bytes, int]:
+    def get_tail(self, key: str, length: int) -> Tail:
         self.requests.add("GET")
-        data = self._object(key).data
-        return data[max(0, len(data) - length) :], len(data)
+        found = self._object(key)
+        size = len(found.data)
+        return Tail(found.data[max(0, size - length) :], size, found.etag)
 
     def put_if_absent(self, key: str, data: bytes) -> Stat:
         self.requests.add("PUT")

@@ -25,6 +25,7 @@ from compactor.store.base import (
     Reply,
     Stat,
     StoreOptions,
+    Tail,
     checked_etag,
     checked_key,
     no_such_key,
@@ -83,21 +84,23 @@ class S3Store:
             raise self._short(key, start + length)
         return data
 
-    def get_tail(self, key: str, length: int) -> tuple[bytes, int]:
+    def get_tail(self, key: str, length: int) -> Tail:
         try:
             reply = self._get_part(key, f"bytes=-{length}")
         except NotSatisfiable as error:  # some say so of an empty object
-            if self._size(key) == 0:
-                return b"", 0
+            found = self._found(key)
+            if found.bytes == 0:
+                return Tail(b"", 0, found.etag)
             raise DamageError(
                 f"the store cannot give the end of an object: {self.url.display} {key}",
                 kind="store_damaged",
                 key=key,
             ) from error
         data: bytes = reply["Body"]
+        etag = etag_of(reply, key)
         if reply["ResponseMetadata"]["HTTPStatusCode"] == 200:
-            return data[max(0, len(data) - length) :], len(data)
-        return data, int(str(reply["ContentRange"]).rpartition("/")[2])
+            return Tail(data[max(0, len(data) - length) :], len(data), etag)
+        return Tail(data, int(str(reply["ContentRange"]).rpartition("/")[2]), etag)
 
     def put_if_absent(self, key: str, data: bytes) -> Stat:
         try:
@@ -198,13 +201,13 @@ class S3Store:
         return self._retry.call(lambda: self._client.call("get_object", path, Range=byte_range))
 
     def _short(self, key: str, wanted: int) -> DamageError:
-        return short_object(self.url, key, self._size(key), wanted)
+        return short_object(self.url, key, self._found(key).bytes, wanted)
 
-    def _size(self, key: str) -> int:
+    def _found(self, key: str) -> Stat:
         found = self.head(key)
         if found is None:
             raise no_such_key(self.url, key)
-        return found.bytes
+        return found
 
     def _head(self, key: str, path: str) -> Stat | None:
         try:
