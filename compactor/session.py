@@ -1,4 +1,4 @@
-"""A store as a command sees it that only reads: connections, the head, what people should know."""
+"""A store as a command sees it that has no directory: connections, the head, what people should know."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ class Session:
     def __init__(self, store: Store, meta: MetaIndex) -> None:
         self.store = store
         self._namespace = Namespace(store, meta)
+
+    @property
+    def namespace(self) -> Namespace:
+        """What commits are made on."""
+        return self._namespace
 
     @property
     def url(self) -> str:

@@ -61,9 +61,8 @@ def test_policy_comes_back_from_its_json_with_what_is_not_known(
     window: int | None, counts: tuple[int, ...], grace: int, minimum: int
 ) -> None:
     names = (*KEEP_RULES, "keep_versions")
-    policy = Policy(
-        window_ms=window, grace_ms=grace, minimum=minimum, **dict(zip(names, counts, strict=True))
-    )
+    rules: dict[str, Any] = dict(zip(names, counts, strict=True))
+    policy = Policy(window_ms=window, grace_ms=grace, minimum=minimum, **rules)
     assert Policy.from_json(policy.as_json()) == policy
     known = Policy.from_json({**policy.as_json(), "of_tomorrow": {"a": [1]}})
     assert replace(known, extra={}) == policy
