@@ -1,14 +1,13 @@
 """Restore: a point is found, a path planned, the database built beside its destination, verified, renamed.
 
 What is missing or damaged in the store is gone around, if another path leads to the point, and the report
-says so. An object that is not there (404) may have been replaced since the head was read: the head is read
-again and all is planned anew; it is damage only if that head names it still (protocol rule 7).
+says so (backup/planner.py).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,30 +21,23 @@ from backup.layout import Layout
 from backup.local_files import FilePlan
 from backup.options import Progress
 from backup.plan import line_end
+from backup.planner import Plan, Planner
 from backup.report import SegmentReport
-from backup.target import Wanted, find_target
-from compactor.entries import SegmentEntry
+from backup.target import Wanted
 from compactor.fetch import SegmentFetcher, estimate_requests
-from compactor.generations import Generation
-from compactor.head import NOTHING_KNOWN, Head
-from compactor.index_points import Point
-from compactor.path import Step, line_of, route
+from compactor.head import NOTHING_KNOWN
 from compactor.session import Session, open_session
 from compactor.spool import IndexSpool
-from compactor.store import NoSuchKey, StoreOptions
-from compactor.view import View
-from compactor.windows import lost_range
+from compactor.store import StoreOptions
 from ourdb import line
 from ourdb.build import DirectoryBuilder, SealedFileBuilder
 from ourdb.config import Config
-from ourdb.errors import DamageError, TemporaryError, UnreachableError
+from ourdb.errors import DamageError
 from ourdb.files import FileSystem
 from ourdb.line import Known, Mark, Origin
 from ourdb.log import LogReader
 from ourdb.names import parse_generation
 from ourdb.units import When, maybe_time
-
-PLANS_MAX = 50  # each time without one more segment, or on a newer head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,28 +122,8 @@ def restore(
         return job.plan_only() if dry_run else job.run()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    view: View
-    end: Generation | None
-    point: Point | None
-    steps: Sequence[Step]
-
-    @property
-    def seq(self) -> int:
-        return self.point.seq if self.point else 0
-
-
-@dataclass(frozen=True)
-class _Live:
-    """A head without the segments that are known to be damaged or missing."""
-
-    head: Head
-    segments: Sequence[SegmentEntry]
-
-
 class _Restore:
-    """One restore. left_out: segments that are damaged or missing, with what was found."""
+    """One restore."""
 
     def __init__(
         self,
@@ -162,87 +134,33 @@ class _Restore:
         options: RestoreOptions,
         progress: Progress | None,
     ) -> None:
-        self._session, self._wanted, self._generation = session, wanted, generation
-        self._destination, self._options = destination, options
-        self._left_out: dict[str, DamageError] = {}
+        self._session, self._destination, self._options = session, destination, options
         self._meter = Meter(progress, "restoring")
         self._fs = FileSystem()
+        self._planner = Planner(
+            session, wanted, generation, lambda uuid: SegmentFetcher(session.store, uuid, self._meter.add)
+        )
 
     def plan_only(self) -> RestoreReport:
         """What would be restored, from where."""
-        return self._persist(lambda plan, _: self._report(plan, 0, None, dry_run=True))
+        return self._planner.persist(lambda plan: self._report(plan, 0, None, dry_run=True))
 
     def run(self) -> RestoreReport:
         """The database stands when this returns."""
-        return self._persist(self._build)
+        return self._planner.persist(self._build)
 
-    def _persist(self, act: Callable[[_Plan, SegmentFetcher], RestoreReport]) -> RestoreReport:
-        """Plans and acts; again on a newer head, or without what turned out to be damaged."""
-        view = self._session.read()
-        for _ in range(PLANS_MAX):
-            fetcher = SegmentFetcher(self._session.store, view.head.uuid, self._meter.add)
-            try:
-                return act(self._plan(view, fetcher), fetcher)
-            except NoSuchKey as error:
-                key, view = error.fields["key"], self._session.read()
-                self._leave_out(view, key, missing(view, key))
-            except DamageError as error:
-                self._leave_out(view, error.fields.get("key"), error)
-        raise TemporaryError(
-            f"the head or its segments change faster than they can be read: {self._session.url}"
-        )
-
-    def _leave_out(self, view: View, key: str | None, error: DamageError | None) -> None:
-        """Goes on without a segment that the head names; raises the error if that cannot help."""
-        if error is None:
-            return
-        entry = next((entry for entry in view.segments if entry.key == key), None)
-        if key is None or entry is None or key in self._left_out:
-            raise error
-        error.fields = {"first_seq": entry.first_seq, "last_seq": entry.last_seq} | error.fields
-        self._left_out[key] = error
-
-    def _plan(self, view: View, fetcher: SegmentFetcher) -> _Plan:
-        live = _Live(view.head, [entry for entry in view.segments if entry.key not in self._left_out])
-        end = line_of(view.head, self._generation)
-        try:
-            point = find_target(live, fetcher, self._wanted, self._generation)
-        except UnreachableError:
-            if self._left_out:
-                raise self._lost() from None
-            raise
-        if point is None:
-            return _Plan(view=view, end=end, point=None, steps=[])
-        steps = route(live, point.generation, point.seq)
-        if steps is None:
-            raise (
-                self._lost() if self._left_out else lost_range(view, view.head.generations[point.generation])
-            )
-        return _Plan(view=view, end=end, point=point, steps=steps)
-
-    def _lost(self) -> DamageError:
-        """No path is left: what was found first, with the range that is lost."""
-        key, found = next(iter(self._left_out.items()))
-        fields = {**found.fields, "key": key, "left_out": sorted(self._left_out)}
-        first, last = fields.get("first_seq"), fields.get("last_seq")
-        return DamageError(
-            f"{found.message}; no other path leads to {self._wanted}: seq {first} to {last} are lost",
-            kind="store_damaged",
-            **fields,
-        )
-
-    def _build(self, plan: _Plan, fetcher: SegmentFetcher) -> RestoreReport:
+    def _build(self, plan: Plan) -> RestoreReport:
         self._meter.all_bytes = sum(step.segment.bytes for step in plan.steps)
         build = self._destination.begin()
         try:
-            records = self._write(plan, fetcher, build)
+            records = self._write(plan, build)
             replaced = self._destination.put(build)
         except BaseException:
             build.discard()
             raise
         return self._report(plan, records, replaced, dry_run=False)
 
-    def _write(self, plan: _Plan, fetcher: SegmentFetcher, build: Build) -> int:
+    def _write(self, plan: Plan, build: Build) -> int:
         """A whole, verified, durable database in the build's directory; returns how many records it has."""
         head, steps, threads = plan.view.head, plan.steps, self._options.threads
         config = Config.from_json(dict(head.config))
@@ -259,7 +177,9 @@ class _Restore:
             )
             pool = stack.enter_context(ThreadPoolExecutor(threads, "restore"))
             spool = stack.enter_context(
-                IndexSpool(fetcher, steps, build.path.parent, pool, ahead=2 * threads, fs=self._fs)
+                IndexSpool(
+                    self._planner.fetcher, steps, build.path.parent, pool, ahead=2 * threads, fs=self._fs
+                )
             )
             layout = Layout(steps, spool.reader, config.file_size)
             copier = FileCopier(spool, steps, pool, ahead=2 * threads)
@@ -270,7 +190,7 @@ class _Restore:
         self._check_end(plan, build.path, layout.chain)
         return layout.records
 
-    def _check_chain(self, plan: _Plan, chain: int) -> None:
+    def _check_chain(self, plan: Plan, chain: int) -> None:
         """At the end of a generation the head says the chain."""
         owner = plan.view.head.generations[plan.point.generation] if plan.point else None
         if owner and owner.last_seq == plan.seq and owner.chain != chain:
@@ -280,14 +200,14 @@ class _Restore:
                 seq=plan.seq,
             )
 
-    def _check_end(self, plan: _Plan, path: Path, chain: int) -> None:
+    def _check_end(self, plan: Plan, path: Path, chain: int) -> None:
         """The new directory says of itself what was to be restored."""
         with LogReader(path, fs=self._fs) as log:
             end = log.find_end()
         if (end.seq, end.chain) != (plan.seq, chain):
             raise DamageError(f"the restored database ends at seq {end.seq}, not {plan.seq}", seq=end.seq)
 
-    def _write_line(self, plan: _Plan, path: Path, generation: str, chain: int) -> None:
+    def _write_line(self, plan: Plan, path: Path, generation: str, chain: int) -> None:
         """Where it comes from, and how the line that was read stood then; its point as shipped mark."""
         head, point, identity = plan.view.head, plan.point, self._session.identity
         if point is None and plan.end is None:
@@ -313,7 +233,7 @@ class _Restore:
         known = {} if head.kept == NOTHING_KNOWN else {identity: Known(revision=revision, run=run)}
         line.create(path, generation, origin=origin, marks={identity: mark}, known=known, fs=self._fs)
 
-    def _report(self, plan: _Plan, records: int, replaced: Path | None, *, dry_run: bool) -> RestoreReport:
+    def _report(self, plan: Plan, records: int, replaced: Path | None, *, dry_run: bool) -> RestoreReport:
         stored = sum(step.segment.bytes for step in plan.steps)
         return RestoreReport(
             path=str(self._destination.path),
@@ -327,7 +247,7 @@ class _Restore:
             bytes_downloaded=self._meter.done_bytes,
             requests=self._session.store.requests.counts(),
             requests_estimate=sum(estimate_requests(step.segment) for step in plan.steps),
-            left_out=tuple(sorted(self._left_out)),
+            left_out=self._planner.left_out,
             replaced=str(replaced) if replaced else None,
             dry_run=dry_run,
             notes=self._session.notes,
@@ -354,18 +274,3 @@ def _seal(copier: FileCopier, plan: FilePlan, file: SealedFileBuilder) -> None:
     except DamageError:
         copier.find_damage(plan)
         raise
-
-
-def missing(view: View, key: str) -> DamageError | None:
-    """The error for an object that was not there although the head, read again, names it; None: it does
-    not."""
-    entry = next((entry for entry in view.segments if entry.key == key), None)
-    if entry is None:
-        return None
-    return DamageError(
-        f"segment is missing in the store: {key}",
-        kind="store_damaged",
-        key=key,
-        first_seq=entry.first_seq,
-        last_seq=entry.last_seq,
-    )
