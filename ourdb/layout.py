@@ -9,10 +9,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ourdb.liveness import mask_ranges
 from ourdb.merge import fold_ranges
 from ourdb.segment.columns import Columns, batch_ends
 from ourdb.segment.summary import Run, Stretch, Summary
@@ -33,53 +35,133 @@ class Cut:
     goes_on: bool
 
 
-class Cutter:
-    """Cuts records into files as they come, in order. runs: where they are exact; bytes_max: of the records
-    of a file, each counted with `extra` bytes for the index."""
+class _Mark(NamedTuple):
+    """A record behind which a file may end. records, bytes: of all up to this one."""
 
-    def __init__(self, first_seq: int, runs: Sequence[Run], bytes_max: int, extra: int) -> None:
-        self._runs, self._bytes_max, self._extra = runs, bytes_max, extra
+    seq: int
+    time: int
+    records: int
+    bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Some records. ends: indexes of those behind which a file may end; bytes: as in a mark, of each."""
+
+    columns: Columns
+    ends: NDArray[np.intp]
+    records: int
+    bytes: NDArray[np.int64]
+
+    def mark(self, index: int) -> _Mark:
+        columns = self.columns
+        return _Mark(
+            int(columns.seq[index]),
+            int(columns.time[index]),
+            self.records + index + 1,
+            int(self.bytes[index]),
+        )
+
+    def next_time(self, index: int) -> int | None:
+        """Of the record behind this one, None if that is in the next piece."""
+        return int(self.columns.time[index + 1]) if index + 1 < len(self.columns) else None
+
+    def find_ends(self, begin: int, stop: int) -> NDArray[np.intp]:
+        """Those in this range of indexes."""
+        first, last = np.searchsorted(self.ends, (begin, stop))
+        return self.ends[first:last]
+
+
+class Cutter:
+    """Cuts records into files as they come, in order; memory is that of a piece.
+
+    runs: where they are exact. bytes_max: of the records of a file, each counted with `extra` bytes for the
+    index. stretches_only: a file is cut only where nothing is exact within that many bytes.
+    """
+
+    def __init__(
+        self, first_seq: int, runs: Sequence[Run], bytes_max: int, extra: int, *, stretches_only: bool = False
+    ) -> None:
+        self._starts = np.array([run.first_seq for run in runs], np.uint64)
+        self._lasts = np.array([run.last_seq for run in runs], np.uint64)
+        self._bytes_max, self._extra, self._stretches_only = bytes_max, extra, stretches_only
         self._first_seq = first_seq
-        self._sizes: list[NDArray[np.int64]] = []
-        self._seqs: list[NDArray[np.uint64]] = []
-        self._times: list[NDArray[np.uint64]] = []
-        self._ends: list[NDArray[np.bool_]] = []
+        self._first_time: int | None = None  # of the file's first record, once that has come
+        self._before = self._last = _Mark(0, 0, 0, 0)  # the last record before the file, and of all
+        self._end: _Mark | None = None  # the last one in the file
+        self._behind_end: int | None = None  # time of the record behind it, once that has come
+        self._inside = False  # of a stretch that was cut
+        self._cuts: list[Cut] = []
 
     def add(self, columns: Columns, *, closed: bool) -> None:
         """Records that are kept. closed: the last of these ends its file, and with it a batch."""
-        ends = batch_ends(columns, closed=closed)
-        exact = np.zeros(len(columns), np.bool_)
-        for run in self._runs:
-            begin, stop = np.searchsorted(columns.seq, np.array([run.first_seq, run.last_seq + 1], np.uint64))
-            exact[int(begin) : int(stop)] = True
-        self._sizes.append(columns.raw_sizes + self._extra)
-        self._seqs.append(columns.seq)
-        self._times.append(columns.time)
-        self._ends.append(ends & exact)
+        if not len(columns):
+            return
+        exact = mask_ranges(columns.seq, self._starts, self._lasts)
+        piece = _Piece(
+            columns,
+            np.flatnonzero(batch_ends(columns, closed=closed) & exact),
+            self._last.records,
+            np.cumsum(columns.raw_sizes + self._extra) + self._last.bytes,
+        )
+        time = int(columns.time[0])
+        self._first_time = time if self._first_time is None else self._first_time
+        self._behind_end = time if self._behind_end is None else self._behind_end
+        at = 0
+        while at < len(columns):
+            at = self._take(piece, at)
+        self._last = piece.mark(len(columns) - 1)
 
-    def cuts(self) -> Iterator[Cut]:
-        """The files, in order."""
-        sizes = np.cumsum(np.concatenate(self._sizes))
-        seqs, times = np.concatenate(self._seqs), np.concatenate(self._times)
-        ends = np.flatnonzero(np.concatenate(self._ends))
-        start, inside = 0, False
-        while start < len(seqs):
-            done = int(sizes[start - 1]) if start else 0
-            fit = int(np.searchsorted(sizes, done + self._bytes_max, "right"))
-            possible = ends[int(np.searchsorted(ends, start)) : int(np.searchsorted(ends, fit))]
-            # A stretch that was cut ends at its first exact seq: what follows it is no part.
-            stop = int(possible[0 if inside else -1]) + 1 if len(possible) else max(fit, start + 1)
-            goes_on = not len(possible)
-            last_seq = int(seqs[stop - 1])
-            yield Cut(
+    def cuts(self) -> list[Cut]:
+        """The files, in order, once all records were added."""
+        if self._last.records > self._before.records:
+            self._cut(self._last, None, goes_on=False)
+        return self._cuts
+
+    def _take(self, piece: _Piece, at: int) -> int:
+        """Takes records of a piece, from index `at` on, until a file ends; returns the first one that was not
+        taken."""
+        counted_from = self._end if self._stretches_only and self._end else self._before
+        fit = int(np.searchsorted(piece.bytes, counted_from.bytes + self._bytes_max, "right"))
+        if fit <= at and piece.records + at == self._before.records:
+            fit = at + 1  # a record that is larger than a file has its own
+        ends = piece.find_ends(at, fit)
+        if self._inside and len(ends):  # the stretch ends at its first exact seq: what follows is no part
+            return self._cut_at(piece, int(ends[0]), goes_on=False)
+        if len(ends):
+            self._end, self._behind_end = piece.mark(int(ends[-1])), piece.next_time(int(ends[-1]))
+            if self._stretches_only:
+                return int(ends[-1]) + 1
+        if fit >= len(piece.columns):
+            return len(piece.columns)
+        if self._end:
+            stop = self._end.records - piece.records
+            self._cut(self._end, self._behind_end, goes_on=False)
+            return max(at, stop)
+        if fit > at:
+            return self._cut_at(piece, fit - 1, goes_on=True)
+        self._cut(self._last, int(piece.columns.time[at]), goes_on=True)
+        return at
+
+    def _cut_at(self, piece: _Piece, index: int, *, goes_on: bool) -> int:
+        self._cut(piece.mark(index), piece.next_time(index), goes_on=goes_on)
+        return index + 1
+
+    def _cut(self, last: _Mark, next_time: int | None, *, goes_on: bool) -> None:
+        """Ends the file behind this record. next_time: of the one that follows."""
+        assert self._first_time is not None  # there is a record
+        self._cuts.append(
+            Cut(
                 first_seq=self._first_seq,
-                last_seq=last_seq,
-                records=stop - start,
-                first_time=int(times[start]),
-                last_time=int(times[stop - 1]),
+                last_seq=last.seq,
+                records=last.records - self._before.records,
+                first_time=self._first_time,
+                last_time=last.time,
                 goes_on=goes_on,
             )
-            self._first_seq, start, inside = last_seq + 1, stop, goes_on
+        )
+        self._before, self._first_seq, self._first_time = last, last.seq + 1, next_time
+        self._end, self._inside = None, goes_on
 
 
 def summarize_cuts(whole: Summary, cuts: Sequence[Cut], columns: FetchColumns) -> list[Summary]:

@@ -36,6 +36,16 @@ class _Part(NamedTuple):
 SourceKeys = tuple[int, int, int, Callable[[int, int], Iterable[Keys]]]  # records, first_seq, last_seq, keys
 
 
+def mask_ranges(
+    seqs: npt.NDArray[Any], starts: npt.NDArray[np.uint64], ends: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.bool_]:
+    """Which seqs lie in one of these ranges (ends included; ascending, without overlap)."""
+    at = np.searchsorted(starts, seqs, "right")
+    inside = at > 0
+    inside[inside] = seqs[inside] <= ends[at[inside] - 1]
+    return inside
+
+
 class Liveness:
     """A mask over the records of all sources, in order; at first none lives.
 
@@ -104,10 +114,10 @@ class Liveness:
             index = np.flatnonzero(tombs)
             self._live[part.start + index[self._table[part.slot[index]] > part.start + index]] = False
 
-    def split(self) -> tuple[npt.NDArray[np.bool_], ...]:
-        """The mask of each source."""
-        ends = np.cumsum([records for records, *_ in self._sources])
-        return tuple(np.split(self._live, ends[:-1]))
+    def split(self, counts: Sequence[int]) -> tuple[npt.NDArray[np.bool_], ...]:
+        """The mask in parts of so many records."""
+        ends = np.cumsum(counts).tolist()
+        return tuple(self._live[end - count : end] for count, end in zip(counts, ends, strict=True))
 
     def _mask_runs(self, runs: Sequence[tuple[int, int]]) -> npt.NDArray[np.bool_]:
         mask = np.zeros(self._records, np.bool_)
@@ -115,11 +125,8 @@ class Liveness:
         ends = np.array([last for _, last in runs], np.uint64)
         index = 0
         for keys in self._keys(1, None):
-            at = np.searchsorted(starts, keys.seq, "right")
-            inside = at > 0
-            inside[inside] = keys.seq[inside] <= ends[at[inside] - 1]
-            mask[index : index + len(inside)] = inside
-            index += len(inside)
+            mask[index : index + len(keys.seq)] = mask_ranges(keys.seq, starts, ends)
+            index += len(keys.seq)
         return mask
 
     def _find_ids(self) -> npt.NDArray[Any]:

@@ -23,6 +23,7 @@ from ourdb.segment.reader import SegmentReader
 from ourdb.segment.summary import Run, RunFold, Summary
 
 Range = tuple[int, int]  # of seq, ends included
+KeysOf = Callable[[int, int], Iterable[Keys]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class SourceColumns:
     """
 
     summary: Summary
-    keys: Callable[[int, int], Iterable[Keys]]
+    keys: KeysOf
     columns: Callable[[int, int], Iterable[Columns]]
 
     @classmethod
@@ -79,6 +80,7 @@ def plan_merge(
     pins: Sequence[int],
     keep_versions: int = 0,
     from_start: bool,
+    keys: KeysOf | None = None,
 ) -> MergePlan:
     """What the merge of these segments keeps, and what it can restore exactly afterwards.
 
@@ -102,9 +104,13 @@ def plan_merge(
     kept = _intersect(_unite(wanted), exact)
     if not kept or kept[-1][1] != last:
         raise InvalidError(f"sources of a merge are not exact at their end: seq {last}")
-    liveness = Liveness(
-        [(s.summary.records, s.summary.first_seq, s.summary.last_seq, s.keys) for s in sources]
-    )
+    counts = [source.summary.records for source in sources]
+    if keys is None:
+        liveness = Liveness(
+            [(s.summary.records, s.summary.first_seq, s.summary.last_seq, s.keys) for s in sources]
+        )
+    else:
+        liveness = Liveness([(sum(counts), first, last, keys)])
     if horizon is None:
         liveness.keep_all()
     else:
@@ -112,7 +118,7 @@ def plan_merge(
         liveness.keep_versions(keep_versions)
         if from_start:
             liveness.drop_tombstones(_unite(kept))
-    live = liveness.split()
+    live = liveness.split(counts)
     return MergePlan(live, _summarize(sources, kept, sum(int(mask.sum()) for mask in live)))
 
 
@@ -158,7 +164,7 @@ def _fold_cells(run: Run, starts: Sequence[int], pieces: Iterable[Columns]) -> l
 
 def _summarize(sources: Sequence[SourceColumns], kept: Sequence[Range], records: int) -> Summary:
     first, last = sources[0].summary, sources[-1].summary
-    runs: list[Run] = []
+    backwards: list[list[Run]] = []
     follower: int | None = None  # first time of the source behind
     for source in reversed(sources):
         found: list[Run] = []
@@ -170,14 +176,14 @@ def _summarize(sources: Sequence[SourceColumns], kept: Sequence[Range], records:
                 found += fold_ranges(run, ranges, source.columns)
         if found and found[-1].last_seq == source.summary.last_seq:
             found[-1] = replace(found[-1], next_time=follower)
-        runs = found + runs
+        backwards.append(found)
         follower = source.summary.first_time
     return Summary(
         first_seq=first.first_seq,
         last_seq=last.last_seq,
         first_time=first.first_time,
         last_time=last.last_time,
-        runs=tuple(_join_runs(runs)),
+        runs=tuple(_join_runs([run for found in reversed(backwards) for run in found])),
         records=records,
         highest_id=last.highest_id,
         chain_before=first.chain_before,

@@ -12,9 +12,10 @@ from ourdb.files import File
 from ourdb.logtail import verify_block
 from ourdb.record import Buffer
 from ourdb.rotation import new_header
-from ourdb.segment.block import BLOCK_RAW_TARGET, encode_block
+from ourdb.segment.block import encode_block
 from ourdb.segment.columns import Columns
 from ourdb.segment.header import Header
+from ourdb.segment.leftovers import gather_records, pick_records
 from ourdb.segment.reader import SegmentReader
 from ourdb.segment.summary import Summary
 from ourdb.segment.writer import FooterPlan, SegmentWriter
@@ -61,26 +62,10 @@ def _write(file: File, header: Header, plan: FooterPlan, merge: Merge, summary: 
         place += len(piece)
 
     with SegmentWriter(header, plan, write) as writer:
-        for columns, raw in _blocks(merge, summary):
+        for columns, raw in gather_records(_kept(merge, summary)):
             writer.add(encode_block(raw, len(columns)), columns)
         writer.finish()
     return place
-
-
-def _blocks(merge: Merge, summary: Summary) -> Iterator[tuple[Columns, bytes]]:
-    """The kept records of a range, in blocks of some 128 KiB."""
-    pending: list[Columns] = []
-    pieces: list[bytes] = []
-    size = 0
-    for columns, raw in _kept(merge, summary):
-        if size and size + len(raw) > BLOCK_RAW_TARGET:
-            yield Columns.concat(pending), b"".join(pieces)
-            pending, pieces, size = [], [], 0
-        pending.append(columns)
-        pieces.append(raw)
-        size += len(raw)
-    if pending:
-        yield Columns.concat(pending), b"".join(pieces)
 
 
 def _kept(merge: Merge, summary: Summary) -> Iterator[tuple[Columns, bytes]]:
@@ -107,15 +92,4 @@ def _kept_of(
             if here.any():
                 raw, columns = reader.read_block(page, block), page.block_columns(block)
                 verify_block(raw, columns, int(page.block_offsets[block]), entry.name)
-                yield columns[here], _pick(raw, columns, here)
-
-
-def _pick(raw: Buffer, columns: Columns, mask: np.ndarray[Any, Any]) -> bytes:
-    """The bytes of some records of a block."""
-    if mask.all():
-        return bytes(raw)
-    ends = np.cumsum(columns.raw_sizes)
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(np.int8)))
-    bounds = np.concatenate(([0], ends))[edges].reshape(-1, 2).tolist()
-    view = memoryview(raw)
-    return b"".join([view[begin:end] for begin, end in bounds])
+                yield columns[here], pick_records(raw, columns, here)
