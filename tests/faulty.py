@@ -16,6 +16,7 @@ from compactor.store.base import (
     ListPage,
     NoAnswer,
     NotSupported,
+    Piece,
     PreconditionFailed,
     Reply,
     Stat,
@@ -26,7 +27,7 @@ from compactor.store.requests import RequestCounter
 from compactor.url import StoreUrl
 
 How = Literal["before", "after", "late", "twice"]
-WRITES = ("put_if_absent", "put_if_match", "put_stream", "delete_many")
+WRITES = ("put_if_absent", "put_if_match", "put_stream", "assemble", "delete_many")
 
 
 @dataclass
@@ -159,6 +160,19 @@ class FaultyStore:
             "put_stream",
             key,
             lambda: self.inner.put_stream(key, [data], size_hint=size_hint, on_begin=on_begin),
+        )
+
+    def assemble(
+        self,
+        key: str,
+        pieces: Iterable[Piece],
+        *,
+        size_hint: int,
+        on_begin: Callable[[str], None] | None = None,
+    ) -> Stat:
+        given = list(pieces)
+        return self._send(
+            "assemble", key, lambda: self.inner.assemble(key, given, size_hint=size_hint, on_begin=on_begin)
         )
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListPage]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from compactor.store.base import (
+    CopyRange,
     FailedDelete,
     ListPage,
     NoAnswer,
     NoSuchKey,
     NotSupported,
+    Piece,
     PreconditionFailed,
     Reply,
     Stat,
@@ -19,11 +21,13 @@ from compactor.store.probe import ProbeResult, probe
 from compactor.url import StoreUrl, parse_url
 
 __all__ = [
+    "CopyRange",
     "FailedDelete",
     "ListPage",
     "NoAnswer",
     "NoSuchKey",
     "NotSupported",
+    "Piece",
     "PreconditionFailed",
     "ProbeResult",
     "Reply",

@@ -90,6 +90,24 @@ class ListPage:
 
 
 @dataclass(frozen=True)
+class CopyRange:
+    """Bytes of another object of the namespace. etag: of the object, None if any will do. start, length: in
+    bytes."""
+
+    key: str
+    etag: Etag | None
+    start: int
+    length: int
+
+    def cut(self, start: int, end: int) -> CopyRange:
+        """Of its own bytes those from `start` up to `end`."""
+        return CopyRange(self.key, self.etag, self.start + start, end - start)
+
+
+Piece = bytes | bytearray | memoryview | CopyRange  # what an object is put together from; a byte an item
+
+
+@dataclass(frozen=True)
 class FailedDelete:
     key: str
     reason: str
@@ -177,6 +195,24 @@ class Store(Protocol):
         10,000 parts. After an error nothing is at the key (unless it is a NoAnswer), and nothing is left."""
         ...
 
+    def assemble(
+        self,
+        key: str,
+        pieces: Iterable[Piece],
+        *,
+        size_hint: int,
+        on_begin: Callable[[str], None] | None = None,
+    ) -> Stat:
+        """Writes an object whose key nobody else uses from the pieces in their order, as put_stream does.
+
+        Long ranges (COPY_BYTES_MIN) are copied within the store; shorter ones are fetched, and sent with the
+        bytes around them. A store that cannot copy fetches all, and says so once in the log. Bytes must not
+        be changed after they were given. size_hint: bytes at most. The checksum of the whole is None unless
+        it is known. Raises NoSuchKey if an object of a range is gone, and DamageError (`store_damaged`) if it
+        is shorter or has another ETag; both name its key.
+        """
+        ...
+
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListPage]:
         """What has this key prefix and comes after the key `start_after`, in byte order within each
         directory. A namespace that does not exist is empty. Foreign keys are listed as they are."""
@@ -228,6 +264,15 @@ def short_object(url: StoreUrl, key: str, size: int, wanted: int) -> DamageError
         kind="store_damaged",
         key=key,
         bytes=size,
+    )
+
+
+def other_object(url: StoreUrl, key: str, etag: Etag) -> DamageError:
+    """The object has this ETag, and not the one that it had: yet keys are used once."""
+    return DamageError(
+        f"object is not the one that was read before: {url.display} {key}: its ETag is {etag} now",
+        kind="store_damaged",
+        key=key,
     )
 
 

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from compactor.store.retry import Retry
 from ourdb.errors import Error, StorageError, TemporaryError
+from ourdb.units import MIB
 
 LOCK_NAME = ".lock"
 ABANDONED_SECONDS = 60
+COPY_BYTES = MIB  # at a time, where the kernel cannot copy
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
@@ -66,11 +68,18 @@ class TemporaryFile:
         with translated(self.path):
             self.path.unlink(missing_ok=True)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         rest = memoryview(data)
         with translated(self.path):
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
+
+    def append_from(self, fd: int, start: int, length: int) -> None:
+        """Bytes of another file, copied by the kernel, which shares blocks where the file system can."""
+        with translated(self.path):
+            while length:
+                count = _copy_some(fd, self._fd, start, length)
+                start, length = start + count, length - count
 
     def publish(self, name: str, *, newer_than_ns: int = -1) -> os.stat_result:
         """Puts it in place of `name` in its directory, durably; a crash leaves the old or the new.
@@ -94,6 +103,19 @@ class TemporaryFile:
             status = os.fstat(self._fd)
             step *= 10
         return status
+
+
+def _copy_some(source: int, target: int, start: int, length: int) -> int:
+    """Appends some of the bytes, and returns how many."""
+    with contextlib.suppress(
+        OSError
+    ):  # not between these file systems, or not at all: reading says why, or works
+        if count := os.copy_file_range(source, target, length, start):
+            return count
+    data = os.pread(source, min(length, COPY_BYTES), start)
+    if not data:
+        raise OSError(errno.EIO, "a file became shorter while it was copied")
+    return os.write(target, data)
 
 
 def abandon(directory: Path, name: str) -> None:

@@ -16,11 +16,14 @@ from pathlib import Path
 
 import crc32c
 
+from compactor.store.assembly import assemble_here
 from compactor.store.base import (
+    CopyRange,
     Etag,
     FailedDelete,
     Failures,
     ListPage,
+    Piece,
     PreconditionFailed,
     Reply,
     Stat,
@@ -29,6 +32,7 @@ from compactor.store.base import (
     checked_etag,
     checked_key,
     no_such_key,
+    other_object,
     short_object,
 )
 from compactor.store.durable import (
@@ -112,6 +116,31 @@ class LocalStore:
             status = temporary.publish(path.name, newer_than_ns=self._changed_ns(path))
         self._count_parts(size, begun)
         return _stat(key, status, status.st_mtime_ns // 1_000_000, checksum)
+
+    def assemble(
+        self,
+        key: str,
+        pieces: Iterable[Piece],
+        *,
+        size_hint: int,
+        on_begin: Callable[[str], None] | None = None,
+    ) -> Stat:
+        path = self._path(key)
+        with self._temporary_beside(path) as temporary:
+
+            def append(piece: Piece) -> None:
+                if isinstance(piece, CopyRange):
+                    self._append_range(piece, temporary)
+                else:
+                    temporary.write(piece)
+
+            def begin() -> None:
+                if on_begin is not None:
+                    on_begin(temporary.path.name)
+
+            assemble_here(pieces, size_hint, self._options, self.requests, begin=begin, append=append)
+            status = temporary.publish(path.name, newer_than_ns=self._changed_ns(path))
+        return _stat(key, status, status.st_mtime_ns // 1_000_000, None)
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListPage]:
         entries: list[Stat] = []
@@ -202,6 +231,15 @@ class LocalStore:
                 sweep(path.parent)
                 self._swept.add(path.parent)
         return TemporaryFile(path.parent)
+
+    def _append_range(self, wanted: CopyRange, temporary: TemporaryFile) -> None:
+        with self._opened(wanted.key) as (fd, status):
+            if wanted.etag not in (None, _etag(status)):
+                raise other_object(self.url, wanted.key, _etag(status))
+            end = wanted.start + wanted.length
+            if end > status.st_size:
+                raise short_object(self.url, wanted.key, status.st_size, end)
+            temporary.append_from(fd, wanted.start, wanted.length)
 
     def _count_parts(self, size: int, begun: bool) -> None:
         for _ in range(-(-size // self._options.part_bytes) if begun else 1):

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 
 import crc32c
 
+from compactor.store.assembly import assemble_here
 from compactor.store.base import (
+    CopyRange,
     Etag,
     Failures,
     ListPage,
+    Piece,
     PreconditionFailed,
     Reply,
     Stat,
@@ -22,6 +25,7 @@ from compactor.store.base import (
     checked_etag,
     checked_key,
     no_such_key,
+    other_object,
     short_object,
 )
 from compactor.store.requests import RequestCounter
@@ -130,6 +134,28 @@ class MemoryStore:
             self.requests.add("POST")
         return self._put(key, bytes(data))
 
+    def assemble(
+        self,
+        key: str,
+        pieces: Iterable[Piece],
+        *,
+        size_hint: int,
+        on_begin: Callable[[str], None] | None = None,
+    ) -> Stat:
+        checked_key(key)
+        data = bytearray()
+
+        def append(piece: Piece) -> None:
+            nonlocal data
+            data += self._range(piece) if isinstance(piece, CopyRange) else piece
+
+        def begin() -> None:
+            if on_begin is not None:
+                on_begin(secrets.token_hex(8))
+
+        assemble_here(pieces, size_hint, self._options, self.requests, begin=begin, append=append)
+        return self._put(key, bytes(data))
+
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListPage]:
         with self._bucket.lock:
             names = sorted(self._bucket.objects)
@@ -173,6 +199,15 @@ class MemoryStore:
         if found is None:
             raise no_such_key(self.url, key)
         return found
+
+    def _range(self, wanted: CopyRange) -> memoryview:
+        found = self._object(wanted.key)
+        if wanted.etag not in (None, found.etag):
+            raise other_object(self.url, wanted.key, found.etag)
+        end = wanted.start + wanted.length
+        if end > len(found.data):
+            raise short_object(self.url, wanted.key, len(found.data), end)
+        return memoryview(found.data)[wanted.start : end]
 
     def _put(self, key: str, data: bytes) -> Stat:
         with self._bucket.lock:

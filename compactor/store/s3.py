@@ -16,11 +16,13 @@ from typing import Any
 import crc32c
 
 from compactor.store.base import (
+    CopyRange,
     Etag,
     Failures,
     ListPage,
     NoAnswer,
     NoSuchKey,
+    Piece,
     PreconditionFailed,
     Reply,
     Stat,
@@ -142,6 +144,22 @@ class S3Store:
         done = self._uploader.upload(self._path(key), chain(_drained(first), parts), on_begin)
         date_ms = _date_ms(done.reply)
         return Stat(key, done.bytes, done.etag, date_ms, date_ms, done.crc32c)
+
+    def assemble(
+        self,
+        key: str,
+        pieces: Iterable[Piece],
+        *,
+        size_hint: int,
+        on_begin: Callable[[str], None] | None = None,
+    ) -> Stat:
+        fetched = (
+            self.get_range(piece.key, piece.start, piece.length)
+            if isinstance(piece, CopyRange)
+            else bytes(piece)
+            for piece in pieces
+        )
+        return self.put_stream(key, fetched, size_hint=size_hint, on_begin=on_begin)
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListPage]:
         if start_after > prefix and not start_after.startswith(prefix):
