@@ -1,0 +1,169 @@
+"""What of a set of segments a merge has to keep exact: window, keep rules, pins, branch points. Pure.
+
+A time means the last batch end at or before it. What a time means is protected where the sources are exact
+there; what an earlier merge gave up is not claimed again. Everything is told from the set's own summaries and
+columns: no request is made for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ourdb.errors import DamageError
+from ourdb.merge import SourceColumns
+from ourdb.record import BATCH_GOES_ON, TIME_MAX
+from ourdb.segment.summary import Run
+from ourdb.units import format_time
+
+FOREVER = TIME_MAX + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What is asked for. since_ms: where the window begins, None: everything is kept. boundaries: single
+    times (ms). newest: how many of the newest points of the generation. marked: pins and branch points, by
+    seq, with what they are."""
+
+    since_ms: int | None
+    boundaries: Sequence[int] = ()
+    newest: int = 1
+    marked: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protection:
+    """What it comes to in a set. horizon: the seq from which on every point stays; None: every point there
+    is. points: single seqs before it, ascending, each with what it is kept for."""
+
+    horizon: int | None
+    points: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def pins(self) -> tuple[int, ...]:
+        """The single seqs."""
+        return tuple(self.points)
+
+
+class Span(NamedTuple):
+    """An exact run, and the time from which on something later is meant."""
+
+    run: Run
+    until_ms: int
+
+    def serves(self, time_ms: int) -> bool:
+        """Whether the last batch end up to this time lies in the run."""
+        return self.run.first_time <= time_ms < self.until_ms
+
+
+def spans_of(segments: Iterable[tuple[int, Sequence[Run]]]) -> list[Span]:
+    """The exact runs of neighbours, in order. segments: of each the time of its first record (ms), and its
+    runs. What the last of them ends with is meant for ever: a merge keeps it anyway."""
+    found = []
+    for (_, runs), (following, _) in pairwise([*segments, (FOREVER, ())]):
+        found += [Span(run, following if run.next_time is None else run.next_time) for run in runs]
+    return found
+
+
+def protect(sources: Sequence[SourceColumns], rules: Rules, *, behind: int = 0) -> Protection:
+    """What a merge of these neighbours has to keep, beside their end, which it always keeps.
+
+    sources: as for a merge, in order. behind: how many of the generation's newest points lie behind them, at
+    least. Raises DamageError if columns contradict their summary.
+    """
+    if rules.since_ms is None:
+        return Protection(horizon=None)
+    spans = spans_of((s.summary.first_time, s.summary.runs) for s in sources)
+    meant = _points_at(sources, spans, {rules.since_ms, *rules.boundaries})
+    last = sources[-1].summary.last_seq
+    horizon = meant.get(rules.since_ms) or next(
+        (span.run.first_seq for span in spans if span.run.first_time > rules.since_ms), last
+    )
+    newest = _newest_from(sources, rules.newest - behind)
+    horizon = min(horizon, last if newest is None else newest)
+    kept = {meant[time]: f"the state at {format_time(time)}" for time in rules.boundaries if time in meant}
+    kept |= {seq: why for seq, why in rules.marked.items() if _is_exact(spans, seq)}
+    return Protection(horizon=horizon, points={seq: kept[seq] for seq in sorted(kept) if seq < horizon})
+
+
+def still_offered(marked: Iterable[int], spans: Sequence[Span], runs: Sequence[Run]) -> bool:
+    """Whether a result with these exact runs offers what is marked now and its sources (spans) offered: a
+    pin may have come since it was made."""
+    return all(_is_in(runs, seq) for seq in marked if _is_exact(spans, seq))
+
+
+def _is_exact(spans: Sequence[Span], seq: int) -> bool:
+    return _is_in([span.run for span in spans], seq)
+
+
+def _is_in(runs: Sequence[Run], seq: int) -> bool:
+    return any(run.first_seq <= seq <= run.last_seq for run in runs)
+
+
+def _points_at(
+    sources: Sequence[SourceColumns], spans: Sequence[Span], times: Collection[int]
+) -> dict[int, int]:
+    """The point that each time means; without those that mean none here, or one that is not exact."""
+    found: dict[int, int] = {}
+    for span in spans:
+        asked = sorted(time for time in times if span.serves(time))
+        found |= {time: span.run.last_seq for time in asked if time >= span.run.last_time}
+        asked = [time for time in asked if time < span.run.last_time]
+        if asked:
+            found |= zip(asked, _last_ends(_source_of(sources, span.run), span.run, asked), strict=True)
+    return found
+
+
+def _last_ends(source: SourceColumns, run: Run, times: Sequence[int]) -> list[int]:
+    """The last batch end of a run up to each of these times (ascending, none before the first one)."""
+    found = [0] * len(times)
+    wanted = np.array(times, np.uint64)
+    for seqs, ends_at in _batch_ends(source, run):
+        if not len(seqs):
+            continue
+        for nr, at in enumerate(np.searchsorted(ends_at, wanted, "right").tolist()):
+            if at:
+                found[nr] = int(seqs[at - 1])
+        if int(ends_at[-1]) > times[-1]:
+            break
+    if 0 in found:
+        raise DamageError(f"exact run without the batch end that it begins with: seq {run.first_seq}")
+    return found
+
+
+def _newest_from(sources: Sequence[SourceColumns], count: int) -> int | None:
+    """The seq of the oldest of the newest `count` points; the first one if there are fewer, None if none is
+    wanted."""
+    seq = None
+    for source in reversed(sources):
+        for run in reversed(source.summary.runs):
+            if count <= 0:
+                return seq
+            ends = np.array([run.last_seq], np.uint64)
+            if count > 1 and run.first_seq < run.last_seq:
+                ends = ends[:0]
+                for seqs, _ in _batch_ends(source, run):
+                    ends = np.concatenate([ends, seqs])[-count:]
+            count -= len(ends)
+            seq = int(ends[0])
+    return seq
+
+
+def _batch_ends(
+    source: SourceColumns, run: Run
+) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]]:
+    """Seqs and times of the batch ends of a run, in pieces."""
+    for columns in source.columns(run.first_seq, run.last_seq):
+        seqs = columns.seq
+        ends = ((columns.flags & np.uint16(BATCH_GOES_ON)) == 0) | (seqs == np.uint64(run.last_seq))
+        ends &= (seqs >= np.uint64(run.first_seq)) & (seqs <= np.uint64(run.last_seq))
+        yield seqs[ends], columns.time[ends]
+
+
+def _source_of(sources: Sequence[SourceColumns], run: Run) -> SourceColumns:
+    return next(s for s in sources if s.summary.first_seq <= run.first_seq <= s.summary.last_seq)
