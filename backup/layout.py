@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
 
 from backup.local_files import FileCutter, FilePlan, Piece, Slice, StepStart
+from compactor import fetch
 from compactor.path import Step
 from ourdb.errors import DamageError
 from ourdb.segment.claims import ClaimChecker
@@ -125,18 +126,6 @@ def _renumbered(steps: Sequence[Step]) -> Iterator[Stretch | None]:
             yield replace(stretch, part=part, parts=len(members)) if stretch and len(members) > 1 else None
 
 
-@contextmanager
-def located(step: Step) -> Iterator[None]:
+def located(step: Step) -> AbstractContextManager[None]:
     """Adds to a DamageError in which object, and in which range of seq, it showed."""
-    try:
-        yield
-    except DamageError as error:
-        entry = step.segment
-        error.fields = {
-            "key": entry.key,
-            "first_seq": entry.first_seq,
-            "last_seq": entry.last_seq,
-        } | error.fields
-        if error.kind == DamageError.default_kind:
-            error.kind = "store_damaged"
-        raise
+    return fetch.located(step.segment)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from compactor.entries import SegmentEntry
-from compactor.store.base import Store
+from compactor.store.base import Store, Tail
 from ourdb.errors import DamageError
 from ourdb.segment.footer import FOOTER_BYTES
 from ourdb.segment.reader import TAIL_BYTES, SegmentReader
@@ -40,21 +41,25 @@ class SegmentFetcher:
         return data
 
     def read_tail(self, entry: SegmentEntry) -> bytes:
+        """As `read_end`, the bytes alone."""
+        return self.read_end(entry).data
+
+    def read_end(self, entry: SegmentEntry) -> Tail:
         """The last bytes by one request: the whole index with the footer, where it is not too large.
 
         Raises NoSuchKey; DamageError (`store_damaged`) if the object has not the size that it should have.
         """
         with_index = min(entry.index_bytes, entry.bytes) + FOOTER_BYTES
-        tail, size, _ = self.store.get_tail(
+        tail = self.store.get_tail(
             entry.key, max(TAIL_BYTES, with_index if with_index <= INDEX_BYTES_MAX else 0)
         )
-        self._count(len(tail))
-        if size != entry.bytes:
+        self._count(len(tail.data))
+        if tail.size != entry.bytes:
             raise DamageError(
-                f"object has {size} bytes, not {entry.bytes}: {entry.key}",
+                f"object has {tail.size} bytes, not {entry.bytes}: {entry.key}",
                 kind="store_damaged",
                 key=entry.key,
-                bytes=size,
+                bytes=tail.size,
             )
         return tail
 
@@ -91,3 +96,19 @@ class SegmentFetcher:
     def _count(self, size: int) -> None:
         if self._on_bytes:
             self._on_bytes(size)
+
+
+@contextmanager
+def located(entry: SegmentEntry) -> Iterator[None]:
+    """Adds to a DamageError in which object, and in which range of seq, it showed."""
+    try:
+        yield
+    except DamageError as error:
+        error.fields = {
+            "key": entry.key,
+            "first_seq": entry.first_seq,
+            "last_seq": entry.last_seq,
+        } | error.fields
+        if error.kind == DamageError.default_kind:
+            error.kind = "store_damaged"
+        raise

@@ -551,10 +551,11 @@ def test_an_object_that_was_replaced_since_is_no_damage(tmp_path, monkeypatch):
     log = writes(60)
     world = world_of(log, 20, 40)
     from compactor.fetch import SegmentFetcher
+    from compactor.store.base import Tail
 
-    real, once = SegmentFetcher.read_tail, iter([True])
+    real, once = SegmentFetcher.read_end, iter([True])
 
-    def racing(self: SegmentFetcher, entry: object) -> bytes:
+    def racing(self: SegmentFetcher, entry: object) -> Tail:
         if next(once, False):
             old, world.segments[:] = list(world.segments), []
             world.segment(G1, 1, 60, level=1)
@@ -565,7 +566,7 @@ def test_an_object_that_was_replaced_since_is_no_damage(tmp_path, monkeypatch):
             world.publish()
         return real(self, entry)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(SegmentFetcher, "read_tail", racing)
+    monkeypatch.setattr(SegmentFetcher, "read_end", racing)
     report = restore(world.url, tmp_path / "db")
     assert report.left_out == ()
     assert [segment.level for segment in report.segments] == [1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import SpooledTemporaryFile, gettempdir
@@ -164,16 +164,29 @@ class SegmentWriter:
         self._index.add(columns, blocks)
         self._write(stored)
 
+    def add_copied(self, blocks: BlockTable, columns: Columns) -> None:
+        """As add_blocks, for stored bytes that the caller puts into their place."""
+        self._index.add(columns, blocks)
+
+    def finish(self) -> Footer:
+        """Writes index and footer. DamageError if the records are not what the plan's summary claims."""
+        footer = self.close_index()
+        for piece in self.index():
+            self._write(piece)
+        return footer
+
+    def close_index(self) -> Footer:
+        """All blocks were added: the footer, which `index` ends with. DamageError as in `finish`."""
+        return self._index.finish()
+
+    def index(self) -> Iterator[bytes]:
+        """The index with the footer, in pieces, once it is closed."""
+        self._spool.seek(0)
+        while piece := self._spool.read(_COPY_BYTES):
+            yield piece
+
     def _keep(self, piece: Buffer) -> None:
         try:
             self._spool.write(piece)
         except OSError as error:
             raise translate("writing a temporary file", Path(gettempdir()), error) from error
-
-    def finish(self) -> Footer:
-        """Writes index and footer. DamageError if the records are not what the plan's summary claims."""
-        footer = self._index.finish()
-        self._spool.seek(0)
-        while piece := self._spool.read(_COPY_BYTES):
-            self._write(piece)
-        return footer
