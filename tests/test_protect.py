@@ -106,7 +106,7 @@ def test_times_mean_what_they_meant_before_the_merge(data: st.DataObject) -> Non
     boundaries = sorted(data.draw(st.sets(TIMES, max_size=3)))
     newest = data.draw(st.integers(1, 9))
     rules = Rules(since_ms=since, boundaries=boundaries, newest=newest, marked=dict.fromkeys(marked, "a pin"))
-    kept = protect(sources, rules, next_ms=later[0].summary.first_time if later else None, behind=len(later))
+    kept = protect(sources, rules, behind=len(later))
     plan = plan_merge(sources, horizon=kept.horizon, pins=kept.pins, from_start=False)
     before = [s.summary for s in row]
     after = [s.summary for s in row[:begin]] + [plan.summary] + [s.summary for s in later]
