@@ -20,6 +20,7 @@ from compactor.lists import StoredList
 from compactor.metafile import MetaFile
 from compactor.schema import TABLES
 from compactor.view import View
+from compactor.watchlist import Watchlist
 from ourdb.errors import DamageError
 
 
@@ -53,6 +54,7 @@ class MetaIndex:
 
     def __init__(self, file: MetaFile) -> None:
         self._file = file
+        self.watchlist = Watchlist(file)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None = None) -> MetaIndex:
@@ -72,6 +74,11 @@ class MetaIndex:
     def note(self) -> str | None:
         """What people should be told: that the file was damaged, or is not used."""
         return self._file.note
+
+    @property
+    def lasting(self) -> bool:
+        """Whether what is written now is there for the next process."""
+        return self._file.lasting
 
     @property
     def path(self) -> Path | None:
@@ -146,6 +153,23 @@ class MetaIndex:
         it; only what differs is written. An older head than the newest one known is not kept."""
         self._file.write(lambda: metarows.remember(self._file.db, self._owner(identity, url), view))
 
+    def renew(self, identity: str, url: str, view: View) -> None:
+        """As `remember`, with every row written anew."""
+        self._file.write(lambda: metarows.renew(self._file.db, self._owner(identity, url), view))
+
+    def tidy(self) -> None:
+        """Forgets of namespaces that are not monitored what their stores can tell again, and of all what
+        probes have found; makes the file small. The newest acknowledged heads and noted uploads stay."""
+
+        def forget_the_rest() -> None:
+            sql = "select id from namespaces where id not in (select namespace from monitored)"
+            for row in self._file.db.execute(sql).fetchall():
+                metarows.clear(self._file.db, row[0])
+            self._file.db.table("probes").delete_where()
+
+        self._file.write(forget_the_rest)
+        self._file.vacuum()
+
     def probe_result(self, identity: str) -> tuple[bool, str] | None:
         """Whether the store's compare-and-swap holds, and why not; None: it was not tried."""
         rows = self._file.read(
@@ -200,6 +224,10 @@ class MetaIndex:
         )
         return [NamespaceRow(row[0], row[1], row[2], Known(row[3], row[4])) for row in rows]
 
+    def read(self, sql: str, *values: Any) -> list[Any]:
+        """The rows of a query on the tables of compactor.schema."""
+        return self._file.read(sql, *values)
+
     def rows(self, table: str, identity: str) -> list[dict[str, Any]]:
         """The rows of `segments` or `generations` of a namespace, by key."""
         owner = self._file.read("select id from namespaces where identity = ?", identity)
@@ -211,13 +239,7 @@ class MetaIndex:
     # -- rows
 
     def _owner(self, identity: str, url: str) -> int:
-        rows = self._file.db.execute("select id from namespaces where identity = ?", [identity]).fetchall()
-        if rows:
-            return int(rows[0][0])
-        made = self._file.db.table("namespaces").insert(
-            {"identity": identity, "url": url, "known_revision": 0, "known_run": ""}
-        )
-        return int(str(made.last_pk))
+        return metarows.owner_of(self._file.db, identity, url)
 
     def _forget(self, identity: str) -> None:
         rows = self._file.db.execute("select id from namespaces where identity = ?", [identity]).fetchall()

@@ -31,6 +31,7 @@ class MetaFile:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.note: str | None = None
+        self.lasting = False  # whether what is written is there for the next process
         self._lock = threading.RLock()
         self._inode = 0
         self.db = self._connect()
@@ -51,6 +52,15 @@ class MetaFile:
                 action()
 
         self.do(transaction)
+
+    def vacuum(self) -> None:
+        """Gives the space of deleted rows back; not while another process is at work."""
+
+        def shrink() -> None:
+            with suppress(sqlite3.OperationalError):
+                self.db.conn.execute("VACUUM")
+
+        self.do(shrink)
 
     @contextmanager
     def _immediate(self) -> Iterator[None]:
@@ -112,6 +122,7 @@ class MetaFile:
             connection.close()
             raise
         self._inode = _inode(path)
+        self.lasting = True
         return db
 
     def _migrate(self, db: Database, path: Path | str) -> None:
@@ -134,6 +145,7 @@ class MetaFile:
                 raise
 
     def _without(self, why: str) -> Database:
+        self.lasting = False
         where = "no place for it" if self.path is None else str(self.path)
         self.note = f"the meta index is not used, runs need more requests: {why}: {where}"
         connection = sqlite3.connect(MEMORY, check_same_thread=False)

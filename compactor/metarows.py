@@ -42,6 +42,30 @@ def remember(db: Database, owner: int, view: View) -> None:
     )
 
 
+def owner_of(db: Database, identity: str, url: str) -> int:
+    """The number of a namespace, which gets one if it has none."""
+    rows = db.execute("select id from namespaces where identity = ?", [identity]).fetchall()
+    if rows:
+        return int(rows[0][0])
+    made = db.table("namespaces").insert(
+        {"identity": identity, "url": url, "known_revision": 0, "known_run": ""}
+    )
+    return int(str(made.last_pk))
+
+
+def renew(db: Database, owner: int, view: View) -> None:
+    """As `remember`, with nothing taken over from the rows that are there."""
+    if view.head.revision >= db.table("namespaces").get(owner)["known_revision"]:
+        clear(db, owner)
+        remember(db, owner, view)
+
+
+def clear(db: Database, owner: int) -> None:
+    """Forgets head, lists, generations and segments: all that the store can tell again."""
+    for table in ("heads", "lists", "generations", "segments"):
+        db.table(table).delete_where("namespace = ?", [owner])
+
+
 def raise_known(db: Database, owner: int, known: Known) -> None:
     """Never lowered."""
     row = db.table("namespaces").get(owner)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -84,6 +84,11 @@ class StoreUrl:
         }
         given = urlencode({name: value for name, value in query.items() if value is not None}, safe=":/")
         return f"{self.scheme}://{self.bucket}/{path}" + (f"?{given}" if given else "")
+
+    @property
+    def lasting(self) -> str:
+        """As `display`, with the endpoint that is used now: it leads here from any environment."""
+        return replace(self, endpoint=self.endpoint_url).display
 
     def __str__(self) -> str:
         return self.display
