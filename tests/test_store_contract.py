@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import crc32c
 import pytest
 
 from compactor.store import (
+    CopyRange,
     NoSuchKey,
+    Piece,
     PreconditionFailed,
     Stat,
     Store,
@@ -20,7 +23,7 @@ from compactor.store import (
     probe,
 )
 from ourdb.errors import DamageError, InvalidError
-from ourdb.units import MIB
+from ourdb.units import KIB, MIB
 
 OPTIONS = StoreOptions(put_bytes_max=MIB, part_bytes=5 * MIB)
 SEGMENTS = "segments/00000000000000aa/"
@@ -245,6 +248,129 @@ class TestStreams:
             list(pool.map(put, range(8)))
         for number in range(8):
             assert store.get(f"lists/{number}").data == bytes([number]) * (MIB + number)
+
+
+class TestAssembling:
+    """SOURCE: an object of 40 MiB whose every KiB is another."""
+
+    SOURCE = b"".join(number.to_bytes(4, "big") * 256 for number in range(40 * 1024))
+
+    @pytest.fixture
+    def source(self, store: Store) -> Stat:
+        with closing(open_store(store.url.display, options=OPTIONS)) as another:
+            return another.put_stream(SEGMENTS + "source.seg", [self.SOURCE])
+
+    def assembled(self, store: Store, *pieces: Piece) -> bytes:
+        size = sum(piece.length if isinstance(piece, CopyRange) else len(piece) for piece in pieces)
+        put = store.assemble(SEGMENTS + "a.seg", iter(pieces), size_hint=size)
+        reply = store.get(SEGMENTS + "a.seg")
+        assert (put.key, put.bytes, put.etag) == (SEGMENTS + "a.seg", len(reply.data), reply.etag)
+        assert put.crc32c in (None, crc32c.crc32c(reply.data))
+        return reply.data
+
+    def test_small_object_of_bytes_is_one_put(self, store: Store) -> None:
+        pieces = (b"one", bytearray(b"two"), memoryview(b"three")[1:], b"")
+        assert self.assembled(store, *pieces) == b"onetwohree"
+        assert sent(store) == {"PUT": 1, "GET": 1}
+
+    def test_no_pieces_are_an_empty_object(self, store: Store) -> None:
+        assert self.assembled(store) == b""
+
+    def test_short_range_is_fetched_and_sent_in_one_put(self, store: Store, source: Stat) -> None:
+        piece = CopyRange(source.key, source.etag, 3 * KIB - 2, 4 + 6 * KIB)
+        whole = self.assembled(store, b"before", piece, b"after")
+        assert whole == b"before" + self.SOURCE[3 * KIB - 2 : 9 * KIB + 2] + b"after"
+        assert sent(store) == {"GET": 2, "PUT": 1}
+        assert (store.requests.bytes_copied, store.requests.bytes_fetched) == (0, piece.length)
+
+    def test_long_range_is_copied_in_the_store(self, store: Store, source: Stat) -> None:
+        began: list[str] = []
+        pieces = (CopyRange(source.key, source.etag, 1000, 39 * MIB), b"index")
+        put = store.assemble(SEGMENTS + "a.seg", pieces, size_hint=40 * MIB, on_begin=began.append)
+        assert put.bytes == 39 * MIB + 5
+        assert len(began) == 1
+        assert sent(store) == {"POST": 2, "COPY": 1, "PUT": 1}
+        assert (store.requests.bytes_copied, store.requests.bytes_fetched) == (39 * MIB, 0)
+        assert store.get(SEGMENTS + "a.seg").data == self.SOURCE[1000 : 1000 + 39 * MIB] + b"index"
+
+    def test_bytes_before_a_long_range_are_filled_up_from_its_start(self, store: Store, source: Stat) -> None:
+        data = self.assembled(store, b"x" * MIB, CopyRange(source.key, None, 7, 20 * MIB))
+        assert data == b"x" * MIB + self.SOURCE[7 : 7 + 20 * MIB]
+        assert sent(store) == {"POST": 2, "GET": 1 + 1, "PUT": 1, "COPY": 1}
+        assert (store.requests.bytes_copied, store.requests.bytes_fetched) == (16 * MIB, 4 * MIB)
+
+    def test_short_and_long_ranges_and_bytes_keep_their_order(self, store: Store, source: Stat) -> None:
+        def of(start: int, length: int) -> CopyRange:
+            return CopyRange(source.key, source.etag, start, length)
+
+        pieces: list[Piece] = [
+            of(0, 17 * MIB),
+            of(5, 100),
+            b"a" * 100,
+            of(20 * MIB + 1, 17 * MIB),
+            of(9, 9 * MIB),
+            b"z",
+        ]
+        spans = [(0, 17 * MIB), (5, 105), None, (20 * MIB + 1, 37 * MIB + 1), (9, 9 + 9 * MIB)]
+        parts = [self.SOURCE[slice(*span)] if span else b"a" * 100 for span in spans]
+        assert self.assembled(store, *pieces) == b"".join(parts) + b"z"
+
+    def test_namespace_of_a_name_that_is_encoded_is_copied_from(self, url: str) -> None:
+        with closing(
+            open_store(url.removesuffix("name") + "na%C3%AFve%20%E2%9C%93", options=OPTIONS)
+        ) as named:
+            named.put_stream("lists/a", [self.SOURCE])
+            assert (
+                self.assembled(named, CopyRange("lists/a", None, 1, 30 * MIB))
+                == self.SOURCE[1 : 30 * MIB + 1]
+            )
+            assert named.requests.counts()["COPY"] == 1
+
+    @pytest.mark.parametrize("length", [100, 20 * MIB])
+    def test_source_that_is_gone_is_named_and_leaves_nothing(self, store: Store, length: int) -> None:
+        with pytest.raises(NoSuchKey) as caught:
+            store.assemble("lists/a", [b"x", CopyRange("lists/gone", None, 0, length)], size_hint=length + 1)
+        assert caught.value.fields["key"] == "lists/gone"
+        assert listed(store) == []
+
+    @pytest.mark.parametrize("length", [100, 20 * MIB])
+    def test_source_of_another_etag_is_damage(self, store: Store, source: Stat, length: int) -> None:
+        other = store.put_if_absent("head", b"another object").etag
+        with pytest.raises(DamageError, match="ETag") as caught:
+            store.assemble("lists/a", [CopyRange(source.key, other, 0, length)], size_hint=length)
+        assert (caught.value.kind, caught.value.fields["key"]) == ("store_damaged", source.key)
+        assert store.head("lists/a") is None
+
+    @pytest.mark.parametrize(
+        ("start", "length"), [(40 * MIB - 99, 100), (30 * MIB, 20 * MIB), (41 * MIB, 20 * MIB)]
+    )
+    def test_source_that_is_shorter_is_damage(
+        self, store: Store, source: Stat, start: int, length: int
+    ) -> None:
+        with pytest.raises(DamageError, match=f"{40 * MIB} bytes") as caught:
+            store.assemble("lists/a", [CopyRange(source.key, source.etag, start, length)], size_hint=length)
+        assert (caught.value.kind, caught.value.fields["key"]) == ("store_damaged", source.key)
+        assert store.head("lists/a") is None
+
+    @pytest.mark.parametrize("size", [3, 8 * MIB])
+    def test_pieces_that_fail_leave_nothing(self, store: Store, size: int) -> None:
+        def pieces() -> Iterator[bytes]:
+            yield bytes(size)
+            raise OSError("the source failed")
+
+        with pytest.raises(OSError, match="the source failed"):
+            store.assemble("lists/a", pieces(), size_hint=2 * size)
+        assert listed(store) == []
+
+    def test_nothing_is_sent_if_the_upload_cannot_be_noted(self, store: Store, source: Stat) -> None:
+        def refuse(upload_id: str) -> None:
+            raise RuntimeError("cannot note it")
+
+        piece = CopyRange(source.key, source.etag, 0, 20 * MIB)
+        with pytest.raises(RuntimeError, match="cannot note it"):
+            store.assemble("lists/a", [piece], size_hint=20 * MIB, on_begin=refuse)
+        assert (store.requests.counts()["COPY"], store.requests.counts()["PUT"]) == (0, 0)
+        assert store.head("lists/a") is None
 
 
 class TestListing:

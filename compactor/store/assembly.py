@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 
 from compactor.store.base import CopyRange, Piece, StoreOptions
-from compactor.store.parts import FETCH_BYTES_MAX, PartSizes, PartStream, evenly, opening
+from compactor.store.parts import FETCH_BYTES_MAX, Gathered, PartSizes, PartStream, evenly, opening
 from compactor.store.requests import RequestCounter
 
 
@@ -21,28 +21,29 @@ def assemble_here(
 ) -> None:
     """Appends the pieces one after the other. begin: is called before the first if it were several parts."""
     parts = PartStream(PartSizes.of(size_hint, options.part_bytes)).parts(pieces)
-    first, is_all = opening(parts, options.put_bytes_max)
-    if not is_all:
-        requests.add("POST")
-        begin()
+    whole, first = opening(parts, options.put_bytes_max)
+    if whole is not None:
+        _append_gathered(whole, requests, append)
+        return
+    requests.add("POST")
+    begin()
     for part in chain(first, parts):
         if isinstance(part, CopyRange):
-            append(part)
             requests.add("COPY")
+            append(part)
             requests.add_copied(part.length)
         else:
-            for piece in part:
-                _append_gathered(piece, requests, append)
-            requests.add("PUT")
-    if not is_all:
-        requests.add("POST")
+            _append_gathered(part, requests, append)
+    requests.add("POST")
 
 
-def _append_gathered(piece: Piece, requests: RequestCounter, append: Callable[[Piece], None]) -> None:
-    if not isinstance(piece, CopyRange):
-        append(piece)
-        return
-    for fetched in evenly(piece, FETCH_BYTES_MAX):
-        requests.add("GET")
-        append(fetched)
-        requests.add_fetched(fetched.length)
+def _append_gathered(part: Gathered, requests: RequestCounter, append: Callable[[Piece], None]) -> None:
+    for piece in part:
+        if not isinstance(piece, CopyRange):
+            append(piece)
+            continue
+        for fetched in evenly(piece, FETCH_BYTES_MAX):
+            requests.add("GET")
+            append(fetched)
+            requests.add_fetched(fetched.length)
+    requests.add("PUT")

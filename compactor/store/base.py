@@ -104,7 +104,8 @@ class CopyRange:
         return CopyRange(self.key, self.etag, self.start + start, end - start)
 
 
-Piece = bytes | bytearray | memoryview | CopyRange  # what an object is put together from; a byte an item
+Bytes = bytes | bytearray | memoryview  # a byte an item
+Piece = Bytes | CopyRange  # what an object is put together from
 
 
 @dataclass(frozen=True)

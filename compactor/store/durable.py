@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from compactor.store.base import Bytes
 from compactor.store.retry import Retry
 from ourdb.errors import Error, StorageError, TemporaryError
 from ourdb.units import MIB
@@ -68,7 +69,7 @@ class TemporaryFile:
         with translated(self.path):
             self.path.unlink(missing_ok=True)
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
+    def write(self, data: Bytes) -> None:
         rest = memoryview(data)
         with translated(self.path):
             while rest:

@@ -7,46 +7,42 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import crc32c
 
-from compactor.store.base import Etag, NoAnswer, NoSuchKey
+from compactor.store.base import Bytes, Etag, NoAnswer, NoSuchKey
 from compactor.store.checksum import encode_composite, encode_crc32c
+from compactor.store.parts import PARTS_MAX
 from compactor.store.retry import Retry, StoredAltered
-from compactor.store.s3_client import S3Client
+from compactor.store.s3_client import S3Client, md5_base64
 from compactor.store.s3_errors import NoSuchUpload
 from ourdb.errors import Error, InvalidError, TemporaryError
-from ourdb.units import MIB
-
-PARTS_MAX = 10_000
 
 
 @dataclass(frozen=True)
-class _Part:
+class SentPart:
+    """crc32c: None if the upload has no checksums."""
+
     number: int
     bytes: int
-    crc32c: int
     etag: str
+    crc32c: int | None = None
 
     def as_request(self) -> dict[str, Any]:
-        return {"PartNumber": self.number, "ETag": self.etag, "ChecksumCRC32C": encode_crc32c(self.crc32c)}
+        checksum = {} if self.crc32c is None else {"ChecksumCRC32C": encode_crc32c(self.crc32c)}
+        return {"PartNumber": self.number, "ETag": self.etag, **checksum}
 
 
 @dataclass(frozen=True)
 class Uploaded:
-    """A completed upload. reply: to the request that completed it. crc32c: of the whole body."""
+    """A completed upload. reply: to the request that completed it. crc32c: of the whole body, if known."""
 
     reply: dict[str, Any]
     etag: Etag
     bytes: int
-    crc32c: int
-
-
-def part_bytes_for(size_hint: int | None, part_bytes: int) -> int:
-    """Bytes of a part, so that no more than 10,000 are needed; all but the last have the same size."""
-    least = -(-(size_hint or 0) // PARTS_MAX)
-    return max(part_bytes, -(-least // MIB) * MIB)
+    crc32c: int | None
 
 
 def cut(chunks: Iterable[bytes], part_bytes: int) -> Iterator[bytearray]:
@@ -69,81 +65,100 @@ class MultipartUploader:
     """Sends `threads` parts at a time, whatever the number of uploads: that bounds the memory they hold."""
 
     def __init__(self, client: S3Client, retry: Retry, threads: int) -> None:
-        self._client = client
-        self._retry = retry
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="s3-part")
+        self.client = client
+        self.retry = retry
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="s3-part")
         self._slots = threading.BoundedSemaphore(threads)
 
     def upload(
         self, key: str, parts: Iterable[bytearray], on_begin: Callable[[str], None] | None
     ) -> Uploaded:
         """Uploads all parts and completes; after any error, of `parts` too, the upload is aborted."""
-        upload_id = self._begin(key)
-        futures: list[Future[_Part]] = []
+        with self.begun(key, on_begin, ChecksumAlgorithm="CRC32C", ChecksumType="FULL_OBJECT") as upload:
+            whole = 0
+            for part in parts:
+                whole = crc32c.crc32c(part, whole)
+                upload.send(partial(upload.put_checked, part))
+            return upload.complete(whole)
+
+    @contextlib.contextmanager
+    def begun(
+        self, key: str, on_begin: Callable[[str], None] | None, **parameters: str
+    ) -> Iterator[MultipartUpload]:
+        """A new upload, which is aborted after any error. parameters: of the request that creates it."""
+        reply = self.retry.call(lambda: self.client.call("create_multipart_upload", key, **parameters))
+        upload = MultipartUpload(self, key, str(reply["UploadId"]))
         try:
             if on_begin is not None:
-                on_begin(upload_id)
-            whole = 0
-            for number, part in enumerate(parts, 1):
-                if number > PARTS_MAX:
-                    raise InvalidError(f"more than {PARTS_MAX} parts: give put_stream a size_hint: {key}")
-                whole = crc32c.crc32c(part, whole)
-                self._slots.acquire()
-                futures.append(self._submit(key, upload_id, number, part))
-                _raise_first_error(futures)
-            done = [future.result() for future in futures]
-            return self._complete(key, upload_id, done, whole)
+                on_begin(upload.upload_id)
+            yield upload
         except BaseException:
-            for future in futures:
-                future.cancel()
-            wait(futures)
+            upload.cancel()
             with contextlib.suppress(Error):  # the error that led here is the one to tell
-                self.abort(key, upload_id)
+                self.abort(key, upload.upload_id)
             raise
 
     def abort(self, key: str, upload_id: str) -> None:
         """Frees the parts of an upload; nothing if it was completed or aborted."""
         with contextlib.suppress(NoSuchUpload, NoSuchKey):
-            self._retry.call(lambda: self._client.call("abort_multipart_upload", key, UploadId=upload_id))
+            self.retry.call(lambda: self.client.call("abort_multipart_upload", key, UploadId=upload_id))
 
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def _begin(self, key: str) -> str:
-        reply = self._retry.call(
-            lambda: self._client.call(
-                "create_multipart_upload", key, ChecksumAlgorithm="CRC32C", ChecksumType="FULL_OBJECT"
-            )
-        )
-        return str(reply["UploadId"])
-
-    def _submit(self, key: str, upload_id: str, number: int, part: bytearray) -> Future[_Part]:
+    def submit(self, work: Callable[[], SentPart]) -> Future[SentPart]:
+        """Waits until fewer than `threads` parts are on their way."""
+        self._slots.acquire()
         try:
-            future = self._pool.submit(self._send_part, key, upload_id, number, part)
+            future = self.pool.submit(work)
         except BaseException:
             self._slots.release()
             raise
         future.add_done_callback(lambda _: self._slots.release())
         return future
 
-    def _send_part(self, key: str, upload_id: str, number: int, part: bytearray) -> _Part:
-        checksum = crc32c.crc32c(part)
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
 
-        def attempt() -> _Part:
-            reply = self._client.call(
-                "upload_part",
-                key,
-                UploadId=upload_id,
-                PartNumber=number,
-                Body=part,
-                ChecksumCRC32C=encode_crc32c(checksum),
-            )
-            check_reply(reply, key, encode_crc32c(checksum))
-            return _Part(number, len(part), checksum, etag_of(reply, key))
 
-        return self._retry.call(attempt)
+class MultipartUpload:
+    """One upload: its parts are sent by several threads, numbered in the order in which they were given."""
 
-    def _complete(self, key: str, upload_id: str, parts: list[_Part], whole: int) -> Uploaded:
+    def __init__(self, uploader: MultipartUploader, key: str, upload_id: str) -> None:
+        self.key = key
+        self.upload_id = upload_id
+        self._uploader = uploader
+        self._client = uploader.client
+        self._retry = uploader.retry
+        self._futures: list[Future[SentPart]] = []
+
+    def send(self, work: Callable[[int], SentPart]) -> Future[SentPart]:
+        """Has the next part sent by `work`, which is told its number. Raises the first error of any part
+        that was given before."""
+        for future in self._futures:
+            if future.done():
+                future.result()
+        number = len(self._futures) + 1
+        if number > PARTS_MAX:
+            raise InvalidError(f"more than {PARTS_MAX} parts: the size_hint was too small: {self.key}")
+        self._futures.append(self._uploader.submit(partial(work, number)))
+        return self._futures[-1]
+
+    def take_back(self) -> None:
+        """The last part was refused; the next one has its number."""
+        self._futures.pop()
+
+    def put_checked(self, body: Bytes, number: int) -> SentPart:
+        """Sends a part of an upload with checksums."""
+        checksum = crc32c.crc32c(body)
+        text = encode_crc32c(checksum)
+        return SentPart(number, len(body), self._put(body, number, text, ChecksumCRC32C=text), checksum)
+
+    def put_plain(self, body: Bytes, number: int) -> SentPart:
+        """Sends a part of an upload without checksums: Amazon and others refuse one with CRC32C there, but
+        all check Content-MD5."""
+        return SentPart(number, len(body), self._put(body, number, ContentMD5=md5_base64(body)))
+
+    def complete(self, whole: int | None) -> Uploaded:
+        """Waits for all parts. whole: the checksum of the object, None if the upload has none."""
+        parts = [future.result() for future in self._futures]
         size = sum(part.bytes for part in parts)
         unanswered = False
 
@@ -152,36 +167,62 @@ class MultipartUploader:
             try:
                 return self._client.call(
                     "complete_multipart_upload",
-                    key,
-                    UploadId=upload_id,
+                    self.key,
+                    UploadId=self.upload_id,
                     MultipartUpload={"Parts": [part.as_request() for part in parts]},
                 )
             except TemporaryError:
                 unanswered = True
                 raise
             except NoSuchUpload as error:
-                reply = self._completed_before(key, size) if unanswered else None
+                reply = self._completed_before(size) if unanswered else None
                 if reply is None:
-                    raise Error(f"the upload was aborted by somebody else: {key}", key=key) from error
+                    raise Error(
+                        f"the upload was aborted by somebody else: {self.key}", key=self.key
+                    ) from error
                 return reply
 
         reply = self._retry.call(attempt)
-        check_reply(reply, key, encode_crc32c(whole), encode_composite([part.crc32c for part in parts]))
-        return Uploaded(reply, etag_of(reply, key), size, whole)
+        if whole is not None:
+            composite = encode_composite([part.crc32c for part in parts if part.crc32c is not None])
+            check_reply(reply, self.key, encode_crc32c(whole), composite)
+        return Uploaded(reply, etag_of(reply, self.key), size, whole)
 
-    def _completed_before(self, key: str, size: int) -> dict[str, Any] | None:
+    def cancel(self) -> None:
+        """Nothing of it is on its way any more."""
+        for future in self._futures:
+            future.cancel()
+        wait(self._futures)
+
+    def _put(self, body: Bytes, number: int, *checksums: str, **parameters: str) -> str:
+        def attempt() -> str:
+            reply = self._client.call(
+                "upload_part",
+                self.key,
+                UploadId=self.upload_id,
+                PartNumber=number,
+                Body=body,
+                **parameters,
+            )
+            check_reply(reply, self.key, *checksums)
+            return etag_of(reply, self.key)
+
+        return self._retry.call(attempt)
+
+    def _completed_before(self, size: int) -> dict[str, Any] | None:
         """The object, if an earlier request to complete that was not answered did its work."""
         try:
-            reply = self._client.call("head_object", key, ChecksumMode="ENABLED")
+            reply = self._client.call("head_object", self.key, ChecksumMode="ENABLED")
         except NoSuchKey:
             return None
         return reply if reply["ContentLength"] == size else None
 
 
 def check_reply(reply: dict[str, Any], key: str, *checksums: str) -> None:
-    """StoredAltered if the store says that it holds something else than was sent."""
+    """StoredAltered if the store says that it holds something else than was sent. checksums: any of them is
+    right; none: there is nothing to compare."""
     told = reply.get("ChecksumCRC32C")
-    if told is not None and told not in checksums:
+    if told is not None and checksums and told not in checksums:
         raise StoredAltered(
             f"the store holds other bytes than were sent: {key}: {told}, not {checksums[0]}", key=key
         )
@@ -192,9 +233,3 @@ def etag_of(reply: dict[str, Any], key: str) -> Etag:
     if not reply.get("ETag"):
         raise NoAnswer(f"a reply without ETag, so not from a store: {key}", key=key)
     return str(reply["ETag"])
-
-
-def _raise_first_error(futures: list[Future[_Part]]) -> None:
-    for future in futures:
-        if future.done():
-            future.result()

@@ -96,18 +96,18 @@ class PartStream:
             yield part
 
 
-def opening(parts: Iterator[Part], put_bytes_max: int) -> tuple[list[Part], bool]:
-    """The first parts, and whether there are no others: then it is one part that goes as one put."""
+def opening(parts: Iterator[Part], put_bytes_max: int) -> tuple[Gathered | None, list[Part]]:
+    """All of it, if it is to go as one put; else None and the first parts."""
     gathered: list[Gathered] = []
     size = 0
     for part in parts:
         if isinstance(part, CopyRange):
-            return [*gathered, part], False
+            return None, [*gathered, part]
         gathered.append(part)
         size += bytes_of(part)
         if size > put_bytes_max:
-            return [*gathered], False
-    return [tuple(chain.from_iterable(gathered))], True
+            return None, [*gathered]
+    return tuple(chain.from_iterable(gathered)), []
 
 
 def part_bytes_for(size_hint: int | None, part_bytes: int) -> int:

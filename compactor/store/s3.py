@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from email.utils import parsedate_to_datetime
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import crc32c
 
@@ -31,17 +31,23 @@ from compactor.store.base import (
     checked_etag,
     checked_key,
     no_such_key,
+    other_object,
     short_object,
 )
 from compactor.store.checksum import decode_crc32c, encode_crc32c
+from compactor.store.copying import Assembler
 from compactor.store.deletion import Deleter
-from compactor.store.multipart import MultipartUploader, check_reply, cut, etag_of, part_bytes_for
+from compactor.store.etags import EtagForms
+from compactor.store.multipart import MultipartUploader, Uploaded, check_reply, cut, etag_of
+from compactor.store.parts import FETCH_BYTES_MAX, PartSizes, PartStream, evenly, opening, part_bytes_for
 from compactor.store.requests import RequestCounter
 from compactor.store.retry import WITHOUT_EFFECT, Altered, Retry, StoredAltered
 from compactor.store.s3_client import S3Client
 from compactor.store.s3_errors import NotModified, NotSatisfiable
 from compactor.url import StoreUrl
 from ourdb.errors import DamageError, RefusedError, TemporaryError
+
+_Part = TypeVar("_Part")
 
 
 class S3Store:
@@ -58,7 +64,8 @@ class S3Store:
         self._retry = retry or Retry(options.retry_seconds)
         self._client = S3Client(url, options, self.requests)
         self._uploader = MultipartUploader(self._client, self._retry, options.threads)
-        self._bare_etags: bool | None = None  # whether If-Match wants no quotes; None: not known yet
+        self._etags = EtagForms()
+        self._assembler = Assembler(url, self._uploader, self._etags, self.requests, self._range)
         self._deleter = Deleter(self._client, self._retry, self._root)
 
     def get(self, key: str) -> Reply:
@@ -74,17 +81,7 @@ class S3Store:
         return None if reply.etag.strip('"') == etag.strip('"') else reply
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        if length == 0:
-            return b""
-        try:
-            reply = self._get_part(key, f"bytes={start}-{start + length - 1}")
-        except NotSatisfiable as error:
-            raise self._short(key, start + length) from error
-        whole = reply["ResponseMetadata"]["HTTPStatusCode"] == 200  # it did not heed the range
-        data: bytes = reply["Body"][start : start + length] if whole else reply["Body"]
-        if len(data) < length:
-            raise self._short(key, start + length)
-        return data
+        return self._range_once(CopyRange(key, None, start, length)) if length else b""
 
     def get_tail(self, key: str, length: int) -> Tail:
         try:
@@ -111,19 +108,9 @@ class S3Store:
             raise NoAnswer(f"not known to be written: {key}: {error}", key=key) from error
 
     def put_if_match(self, key: str, data: bytes, etag: Etag) -> Stat:
-        bare = checked_etag(etag).strip('"')
-        forms = {None: (etag, bare), True: (bare,), False: (etag,)}[self._bare_etags]
-        for form in dict.fromkeys(forms):
-            try:
-                stat = self._retry.call(partial(self._put_matching, key, data, form), WITHOUT_EFFECT)
-            except PreconditionFailed as error:
-                refused = error
-                if error.status != 412:
-                    break
-            else:
-                self._bare_etags = form == bare if len(forms) > 1 else self._bare_etags
-                return stat
-        raise refused
+        return self._etags.call(
+            etag, lambda form: self._retry.call(partial(self._put_matching, key, data, form), WITHOUT_EFFECT)
+        )
 
     def put_stream(
         self,
@@ -141,9 +128,7 @@ class S3Store:
                 break
         else:
             return self._retry.call(partial(self._put, key, b"".join(first)))
-        done = self._uploader.upload(self._path(key), chain(_drained(first), parts), on_begin)
-        date_ms = _date_ms(done.reply)
-        return Stat(key, done.bytes, done.etag, date_ms, date_ms, done.crc32c)
+        return _stat_of(self._uploader.upload(self._path(key), chain(_drained(first), parts), on_begin), key)
 
     def assemble(
         self,
@@ -153,13 +138,14 @@ class S3Store:
         size_hint: int,
         on_begin: Callable[[str], None] | None = None,
     ) -> Stat:
-        fetched = (
-            self.get_range(piece.key, piece.start, piece.length)
-            if isinstance(piece, CopyRange)
-            else bytes(piece)
-            for piece in pieces
-        )
-        return self.put_stream(key, fetched, size_hint=size_hint, on_begin=on_begin)
+        path = self._path(key)
+        sizes = PartSizes.of(size_hint, self._options.part_bytes)
+        stream = PartStream(sizes, copies=self._assembler.copies)
+        parts = stream.parts(pieces)
+        whole, first = opening(parts, self._options.put_bytes_max)
+        if whole is not None:
+            return self._retry.call(partial(self._put, key, self._assembler.body(whole)))
+        return _stat_of(self._assembler.upload(path, chain(_drained(first), parts), stream, on_begin), key)
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListPage]:
         if start_after > prefix and not start_after.startswith(prefix):
@@ -218,6 +204,24 @@ class S3Store:
         path = self._path(key)
         return self._retry.call(lambda: self._client.call("get_object", path, Range=byte_range))
 
+    def _range(self, wanted: CopyRange) -> bytes:
+        """Its bytes, in several requests. Raises NoSuchKey; DamageError if this object is not there."""
+        return b"".join(map(self._range_once, evenly(wanted, FETCH_BYTES_MAX)))
+
+    def _range_once(self, wanted: CopyRange) -> bytes:
+        key, start, end = wanted.key, wanted.start, wanted.start + wanted.length
+        try:
+            reply = self._get_part(key, f"bytes={start}-{end - 1}")
+        except NotSatisfiable as error:
+            raise self._short(key, end) from error
+        if wanted.etag is not None and etag_of(reply, key).strip('"') != wanted.etag.strip('"'):
+            raise other_object(self.url, key, etag_of(reply, key))
+        whole = reply["ResponseMetadata"]["HTTPStatusCode"] == 200  # it did not heed the range
+        data: bytes = reply["Body"][start:end] if whole else reply["Body"]
+        if len(data) < wanted.length:
+            raise self._short(key, end)
+        return data
+
     def _short(self, key: str, wanted: int) -> DamageError:
         return short_object(self.url, key, self._found(key).bytes, wanted)
 
@@ -258,7 +262,12 @@ class S3Store:
         return Stat(key, int(found["Size"]), str(found["ETag"]), _modified_ms(found), date_ms, None)
 
 
-def _drained(parts: list[bytearray]) -> Iterator[bytearray]:
+def _stat_of(done: Uploaded, key: str) -> Stat:
+    date_ms = _date_ms(done.reply)
+    return Stat(key, done.bytes, done.etag, date_ms, date_ms, done.crc32c)
+
+
+def _drained(parts: list[_Part]) -> Iterator[_Part]:
     """The parts, none of them held here any longer than needed."""
     while parts:
         yield parts.pop(0)

@@ -14,7 +14,7 @@ import botocore.loaders
 import botocore.session
 from botocore.config import Config
 
-from compactor.store.base import StoreOptions
+from compactor.store.base import Bytes, StoreOptions
 from compactor.store.requests import RequestCounter
 from compactor.store.s3_errors import WantsMd5, translated
 from compactor.url import StoreUrl
@@ -27,6 +27,7 @@ _KIND_OF = {
     "GetObject": "GET",
     "PutObject": "PUT",
     "UploadPart": "PUT",
+    "UploadPartCopy": "COPY",
     "HeadObject": "HEAD",
     "HeadBucket": "HEAD",  # boto3's own, to find the region of a bucket
     "ListObjectsV2": "LIST",
@@ -96,7 +97,7 @@ class S3Client:
     def _send(self, operation: str, key: str, parameters: dict[str, Any]) -> dict[str, Any]:
         if self._md5 and "Body" in parameters:
             parameters = {name: value for name, value in parameters.items() if name != "ChecksumCRC32C"}
-            parameters["ContentMD5"] = _md5_base64(parameters["Body"])
+            parameters["ContentMD5"] = md5_base64(parameters["Body"])
         if key:
             parameters = {"Key": key, **parameters}
         named = key.removeprefix(self._url.root + "/")  # as the caller names it
@@ -112,7 +113,7 @@ class S3Client:
 
     def _add_md5(self, request: Any, **event: Any) -> None:
         if self._md5:
-            request.headers["Content-MD5"] = _md5_base64(request.body)
+            request.headers["Content-MD5"] = md5_base64(request.body)
 
 
 def _session() -> boto3.session.Session:
@@ -123,5 +124,5 @@ def _session() -> boto3.session.Session:
     return boto3.session.Session(botocore_session=core)
 
 
-def _md5_base64(data: bytes) -> str:
+def md5_base64(data: Bytes) -> str:
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()

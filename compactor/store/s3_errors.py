@@ -111,6 +111,10 @@ class NoSuchUpload(Error):
     """The multipart upload was completed or aborted."""
 
 
+class NotUnderstood(Error):
+    """400 for no reason that has a name here."""
+
+
 class WantsMd5(NotSupported):
     """The store wants Content-MD5 in place of newer checksums: 411, MissingContentMD5, or 501."""
 
@@ -202,4 +206,5 @@ def _about_request(code: str, status: int, text: str, url: StoreUrl, endpoint: s
         return PreconditionFailed(f"somebody else was first: {url.display} {key}", status=409, key=key)
     if status == 405:
         return NotSupported(f"{endpoint} does not support this request: {code}: {text}", endpoint=endpoint)
-    return Error(f"{endpoint} refuses the request: {code}: {text}", endpoint=endpoint, status=status)
+    family = NotUnderstood if status == 400 else Error
+    return family(f"{endpoint} refuses the request: {code}: {text}", endpoint=endpoint, status=status)
