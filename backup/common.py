@@ -52,7 +52,7 @@ class StoredPoints:
     def offers(self, parent: Parent) -> bool:
         """Whether the generation owns this seq and the store restores it exactly, with this chain."""
         owner = self.view.head.generations.get(parent.generation)
-        if owner is None or not owner.first_seq <= parent.seq <= owner.last_seq:
+        if owner is None or not owner.first_seq <= parent.seq <= owner.end_seq:
             return False
         steps = route(self.view, parent.generation, parent.seq)
         return steps is not None and self._chain_of(steps[-1].segment, parent.seq) == parent.chain
@@ -61,9 +61,10 @@ class StoredPoints:
         """The newest point up to `end`, of the generation or an ancestor, that is exact in the store and has
         our chain."""
         for owner in self._ancestry(generation):
+            upto = min(end, self.view.head.generations[owner].end_seq)
             for entry in reversed(segments_of(self.view, owner)):
                 for run in reversed(entry.exact_runs):
-                    found = self._common_in(entry, run, end)
+                    found = self._common_in(entry, run, upto)
                     if found and route(self.view, owner, found[0]):
                         return Parent(owner, *found)
         return None

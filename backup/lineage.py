@@ -17,12 +17,12 @@ def owners_of(head: Head, end: Generation | None) -> dict[str, int]:
             found[generation.id] = upto
             taken = predecessor(head, generation.id)
             if taken:
-                visit(taken, taken.last_seq)
+                visit(taken, taken.end_seq)
             if generation.parent:
                 visit(head.generations[generation.parent.generation], generation.parent.seq)
 
     if end:
-        visit(end, end.last_seq)
+        visit(end, end.end_seq)
     return {owner.id: found[owner.id] for owner in oldest_first(head) if owner.id in found}
 
 

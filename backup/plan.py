@@ -113,7 +113,7 @@ def decide(facts: Facts) -> Decision:
     generation = facts.head.generations.get(facts.line.generation) if facts.head else None
     if generation is None:
         return _begin(facts)
-    if generation.successor:
+    if not generation.open:
         return Refuse("superseded", generation.last_seq, generation.successor)
     return _compare(facts, generation.last_seq, generation.chain) or _go_on(facts, generation)
 
@@ -197,11 +197,18 @@ def _other_store(facts: Facts) -> Refuse | None:
     head, before = facts.head, facts.before
     if head is not None and head.uuid != facts.uuid:
         return Refuse("other_database", other=head.uuid)
+    gone = (
+        next((one for one in head.forgotten if one.generation == facts.line.generation), None)
+        if head
+        else None
+    )
     generation = head.generations.get(facts.line.generation) if head else None
     last = generation.last_seq if generation else 0
     lost = Refuse("store_lost_data", last)
     if before.known and _older(head, before.known):
         return lost
+    if gone:
+        return Refuse("superseded", last, gone.successor)
     shipped = before.mark and before.mark.generation == facts.line.generation and before.mark.seq
     return lost if shipped and last < shipped else None
 
@@ -247,11 +254,11 @@ def _leave(facts: Facts, head: Head) -> Parent | None:
 def _go_on_from(facts: Facts, head: Head, origin: Origin) -> Decision:
     """A restored copy: it takes its line over, if that stands where it stood at the restore or if it is told
     to."""
-    if facts.end == origin.seq and head.generations[origin.generation].last_seq >= origin.seq:
+    if facts.end == origin.seq and head.generations[origin.generation].end_seq >= origin.seq:
         return Idle(origin.generation)  # no record is new; whether the line moved is asked when there is one
     end = line_end(head, origin.generation)
     moved = (end.id, end.last_seq) != (origin.end_generation, origin.end_last_seq)
-    if facts.line.start == "plain" and (moved or end.as_of > origin.end_as_of):
+    if facts.line.start == "plain" and (moved or end.as_of > origin.end_as_of or not end.open):
         return Refuse("moved", end.last_seq, end.id)
     parent = parent_of(origin)
     return _first_records(facts, parent if facts.offered.offers(parent) else None, end.id)

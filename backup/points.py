@@ -108,14 +108,20 @@ def points(
             generation=end.id if end else None,
             windows=tuple(windows),
             gaps=tuple(gaps),
-            last_seq=end.last_seq if end else 0,
-            last_time=end.last_time if end and end.last_seq else None,
+            last_seq=end.end_seq if end else 0,
+            last_time=_last_time(end, windows),
             as_of=end.as_of if end else None,
             behind=_behind(live, line.load(Path(db)), head, end) if live and db else None,
             generations=tuple(oldest_first(head)),
             requests=session.store.requests.counts(),
             notes=session.notes,
         )
+
+
+def _last_time(end: Generation | None, windows: Sequence[Window]) -> int | None:
+    if end is None or not end.last_seq:
+        return None
+    return end.last_time if end.end_seq == end.last_seq else windows[-1].last_time if windows else None
 
 
 def _behind(live: LogReader, on: line.Line | None, head: Head, end: Generation | None) -> Behind:
@@ -160,6 +166,7 @@ def _generation(generation: Generation) -> dict[str, Any]:
         "parent": generation.parent.generation if generation.parent else None,
         "left_at_seq": generation.parent.seq if generation.parent else None,
         "last_seq": generation.last_seq,
+        "kept_to": generation.kept_to,
         "last_time": maybe_time(generation.last_time if generation.last_seq else None),
         "as_of": maybe_time(generation.as_of),
         "successor": generation.successor,

@@ -19,15 +19,8 @@ def refusal(found: Refuse, *, path: Path, url: str, end: int, line: Line, head: 
         "other_database": (
             f"{url} belongs to another database, {found.other}: use another name in the URL for {path}"
         ),
-        "superseded": (
-            f"generation {line.generation} of {path} was taken over by {found.other} at seq {found.seq}: a "
-            "restored copy goes on there; stop writing here, or keep both with backup --fork"
-        ),
-        "moved": (
-            f"{path} is a restored copy, and somebody wrote to its line since: generation {found.other} is "
-            f"at seq {found.seq}; stop the other writer and use backup --take-over, or keep both with "
-            "backup --fork"
-        ),
+        "superseded": _superseded(found, path, url, line),
+        "moved": _moved(found, path, url, head),
         "behind": (
             f"{path} ends at seq {end} and the store at {found.seq}: this directory lost writes or is an old "
             f"copy; restore it from {url}, or keep both with backup --fork"
@@ -40,6 +33,31 @@ def refusal(found: Refuse, *, path: Path, url: str, end: int, line: Line, head: 
 
 def _where(found: Refuse) -> dict[str, object]:
     return {"seq": found.seq} | ({"other": found.other} if found.other else {})
+
+
+def _superseded(found: Refuse, path: Path, url: str, line: Line) -> str:
+    if found.other is None:
+        return (
+            f"{url} has let go of generation {line.generation} of {path}, which was taken for dead: stop "
+            "writing here, or keep it with backup --fork"
+        )
+    return (
+        f"generation {line.generation} of {path} was taken over by {found.other} at seq {found.seq}: a "
+        "restored copy goes on there; stop writing here, or keep both with backup --fork"
+    )
+
+
+def _moved(found: Refuse, path: Path, url: str, head: Head | None) -> str:
+    if head and found.other and not head.generations[found.other].open:
+        return (
+            f"{path} is a restored copy of generation {found.other}, which {url} has let go of since: go on "
+            "with it by backup --take-over, or keep both with backup --fork"
+        )
+    return (
+        f"{path} is a restored copy, and somebody wrote to its line since: generation {found.other} is "
+        f"at seq {found.seq}; stop the other writer and use backup --take-over, or keep both with "
+        "backup --fork"
+    )
 
 
 def _fork(found: Refuse, path: Path, url: str, line: Line, head: Head | None) -> str:

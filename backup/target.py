@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from compactor.fetch import SegmentFetcher
-from compactor.generations import Generation
+from compactor.generations import Began, Generation
 from compactor.index_points import IndexPoints, Point, best
-from compactor.path import HeadView, ancestry, line_of, predecessor, segments_of
+from compactor.path import HeadView, ancestry, line_of, predecessor, segments_of, took_over
 from compactor.windows import Reach, reaches
 from ourdb.errors import InvalidError, UnreachableError
 from ourdb.record import SEQ_MAX
@@ -75,6 +75,8 @@ def find_target(
         return search.by_seq(end, wanted.seq)
     if wanted.time_max is not None:
         return search.by_time(end, wanted.time_max)
+    if end.end_seq < end.last_seq:
+        return search.by_seq(end, end.end_seq)
     owner, seq = next(iter(ancestry(view.head, end.id)))
     return Point(seq, end.last_time, owner.id)
 
@@ -98,7 +100,8 @@ class _Search:
         if found:
             return found
         why = "it is inside a batch" if holding else "the store has it no more, or only merged"
-        why = f"the line ends at seq {end.last_seq}" if seq > end.last_seq else why
+        if seq > end.end_seq:
+            why = "it was let go of" if seq <= end.last_seq else f"the line ends at seq {end.last_seq}"
         return self._nearest_or_fail(
             why,
             lambda: best(
@@ -115,67 +118,101 @@ class _Search:
 
     def by_time(self, end: Generation, time_max: int) -> Point:
         """The last point up to a time of the line that ends in `end`."""
-        if time_max > max(end.as_of, end.last_time):
-            return self._nearest_or_fail(
-                f"the store is complete up to {format_time(max(end.as_of, end.last_time))} only",
-                lambda: self._last_up_to(end, end.last_seq, time_max),
-                lambda: None,
-            )
-        return self._by_time(end, end.last_seq, time_max, lambda: None)
+        known_to = max(end.as_of, end.last_time)
+        if time_max > known_to:
+            found: Point | str = f"the store is complete up to {format_time(known_to)} only"
+        else:
+            found = self._at_time(end, end.end_seq, time_max)
+        if isinstance(found, Point):
+            return found
+        return self._nearest_or_fail(
+            found,
+            lambda: self._last_up_to(end, end.end_seq, time_max),
+            lambda: self._first_after(end, end.end_seq, time_max),
+        )
 
-    def _by_time(self, owner: Generation, upto: int, time_max: int, later: _Lookup) -> Point:
-        own = self._own(owner, upto)
+    def _at_time(self, owner: Generation, upto: int, time_max: int) -> Point | str:
+        """The point that a time means on the line that ends here; or why there is none."""
         begin = self._begin_time(owner)
-
-        def after() -> Point | None:
-            return self._first_above(own, time_max) or later()
-
         if begin is not None and time_max >= begin:
-            serving = sorted((reach for reach in own if reach.serves(time_max)), key=_cheapest)
-            found = best(self._points.last(reach, time_max=time_max) for reach in serving)
-            if found:
-                return found
-            why = "the store has that time no more, or only merged"
-            return self._nearest_or_fail(why, lambda: self._last_up_to(owner, upto, time_max), after)
+            found = self._served(self._own(owner, upto), time_max)
+            return found or "the store has that time no more, or only merged"
         taken = predecessor(self._head, owner.id)
         if taken:
             known_to = max(taken.as_of, taken.last_time)
             if time_max > known_to:
-                return self._nearest_or_fail(
+                return (
                     f"generation {taken.id} is known up to {format_time(known_to)}, and {owner.id}, which "
-                    f"took over from it, begins {'later' if begin is None else f'at {format_time(begin)}'}",
-                    lambda: self._last_up_to(taken, taken.last_seq, time_max),
-                    after,
+                    f"took over from it, begins {'later' if begin is None else f'at {format_time(begin)}'}"
                 )
-            return self._by_time(taken, taken.last_seq, time_max, after)
-        if owner.parent:
-            return self._by_time(
-                self._head.generations[owner.parent.generation], owner.parent.seq, time_max, after
-            )
-        return self._nearest_or_fail("it is before the first record", lambda: None, after)
+            before = self._at_time(taken, taken.end_seq, time_max)
+            if isinstance(before, Point) or not owner.began:
+                return before
+        if owner.began:
+            return self._inherited(owner, owner.began, upto, time_max)
+        if not owner.parent:
+            return "it is before the first record"
+        left = owner.parent
+        before = self._at_time(self._head.generations[left.generation], left.seq, time_max)
+        if (
+            isinstance(before, Point)
+            and before.seq == left.seq
+            and not taken
+            and took_over(self._head, owner.id)
+        ):
+            return _let_go(before, owner.id, begin)
+        return before
+
+    def _inherited(self, owner: Generation, began: Began, upto: int, time_max: int) -> Point | str:
+        """A time before the first record that a generation wrote itself, among those that a merge gave it."""
+        found = self._served(self._own(owner, min(upto, began.seq - 1)), time_max)
+        if found is None:
+            return "the store has that time no more, or only merged"
+        if found.seq + 1 in began.took_over:
+            return _let_go(found, owner.id, began.time if found.seq + 1 == began.seq else None)
+        return found
+
+    def _served(self, own: list[Reach], time_max: int) -> Point | None:
+        serving = sorted((reach for reach in own if reach.serves(time_max)), key=_cheapest)
+        return best(self._points.last(reach, time_max=time_max) for reach in serving)
 
     def _last_up_to(self, owner: Generation, upto: int, time_max: int) -> Point | None:
         """The newest point that is not later than a time, on the line that ends here."""
         own = [reach for reach in self._own(owner, upto) if reach.first_time <= time_max]
         newest_first = sorted(own, key=lambda reach: (-reach.last_seq, _cheapest(reach)))
         found = best(self._points.last(reach, time_max=time_max) for reach in newest_first)
-        if found:
+        begin = self._begin_time(owner)
+        if found and begin is not None and time_max >= begin:
             return found
+        before = self._before(owner)
+        other = self._last_up_to(*before, time_max) if before else None
+        return max((one for one in (other, found) if one), key=lambda point: point.time, default=None)
+
+    def _first_after(self, owner: Generation, upto: int, time_max: int) -> Point | None:
+        """The oldest point that is later than a time, on the line that ends here."""
+        begin, before = self._begin_time(owner), self._before(owner)
+        if before and (begin is None or time_max < begin):
+            found = self._first_after(*before, time_max)
+            if found:
+                return found
+        return self._first_above(self._own(owner, upto), time_max)
+
+    def _before(self, owner: Generation) -> tuple[Generation, int] | None:
+        """Where a line held what it held before this generation, and up to which seq."""
         taken = predecessor(self._head, owner.id)
         if taken:
-            return self._last_up_to(taken, taken.last_seq, time_max)
-        if owner.parent:
-            return self._last_up_to(
-                self._head.generations[owner.parent.generation], owner.parent.seq, time_max
-            )
-        return None
+            return taken, taken.end_seq
+        left = owner.parent
+        return (self._head.generations[left.generation], left.seq) if left else None
 
     def _first_above(self, own: list[Reach], time_max: int) -> Point | None:
         above = [reach for reach in own if reach.last_time is None or reach.last_time > time_max]
         return best(self._points.first(reach, time_above=time_max) for reach in above)
 
     def _begin_time(self, owner: Generation) -> int | None:
-        """The time of the first record that a generation owns, None if nothing tells it."""
+        """The time of the first record that a generation wrote, None if nothing tells it."""
+        if owner.began:
+            return owner.began.time
         first = (s for s in segments_of(self._view, owner.id) if s.first_seq == owner.first_seq)
         return min((segment.name.first_time for segment in first), default=None)
 
@@ -204,6 +241,14 @@ class _Search:
             nearest_before=before.as_json() if before else None,
             nearest_after=after.as_json() if after else None,
         )
+
+
+def _let_go(found: Point, owner: str, begin: int | None) -> str:
+    until = f", which begins at {format_time(begin)}" if begin is not None else ""
+    return (
+        f"after {format_time(found.time)} the line held what a generation had written that was let go of, "
+        f"until {owner} took over{until}"
+    )
 
 
 def _cheapest(reach: Reach) -> tuple[bool, int]:

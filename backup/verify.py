@@ -164,7 +164,7 @@ def _check_lines(view: View) -> Iterator[Problem]:
         if parent and not _offered(view, parent.generation, parent.seq):
             why = f"it left {parent.generation} at a seq that is lost"
             yield _head_problem(generation, parent.seq, parent.seq, why)
-        elif generation.last_seq >= generation.first_seq:
+        elif generation.end_seq >= generation.first_seq:
             yield from _check_end(view, generation)
     for pin in head.pins:
         if pin.generation not in head.generations or not _offered(view, pin.generation, pin.seq):
@@ -173,7 +173,7 @@ def _check_lines(view: View) -> Iterator[Problem]:
 
 
 def _check_end(view: View, generation: Generation) -> Iterator[Problem]:
-    steps = route(view, generation.id, generation.last_seq)
+    steps = route(view, generation.id, generation.end_seq)
     if steps is None:
         lost = gaps_of(generation, windows_of(reaches(view, generation), generation.id))[-1]
         yield _head_problem(generation, lost.first_seq, lost.last_seq, "no path leads to its end")

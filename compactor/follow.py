@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from compactor import lists, offers
 from compactor.body import Json
-from compactor.entries import Gone, GoneList, ListRef, SegmentEntry
-from compactor.generations import Generation, Pin
-from compactor.head import NOTHING_KNOWN, Head, Known, encode_head, refuse_to_write
+from compactor.entries import Gone, GoneList, ListRef, SegmentEntry, made_of
+from compactor.generations import Forgotten, Generation, Pin
+from compactor.head import LINES_WORD, NOTHING_KNOWN, Head, Known, Needs, encode_head, refuse_to_write
 from compactor.lists import ListOwner, StoredList
 from compactor.view import View, may_name
 from ourdb.errors import FencedError
@@ -48,16 +48,20 @@ class Writer:
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """What the next head does. add, drop: segments, and keys of segments. generations: those that are new
-    or different. pins, policy: as they are to be, None: as they are. let_go: keys of objects that no head
-    names. horizons: see offers.check_all; only a run that drops needs them. revision_at_least: for
-    `backup --new` the store's time in microseconds: revision and floor rise to it."""
+    or different. forget: generations that leave the head, to which nothing refers. pins, policy: as they are
+    to be, None: as they are. let_go: keys of objects that no head names. left: keys that were let go of and
+    were seen to be absent: they leave `gone`, and the floor rises above them. horizons: see
+    offers.check_all; only a run that drops needs them. revision_at_least: for `backup --new` the store's time
+    in microseconds: revision and floor rise to it."""
 
     add: Sequence[SegmentEntry] = ()
     drop: Sequence[str] = ()
     generations: Mapping[str, Generation] = field(default_factory=dict)
+    forget: Sequence[str] = ()
     pins: tuple[Pin, ...] | None = None
     policy: Json | None = None
     let_go: Sequence[str] = ()
+    left: Sequence[str] = ()
     horizons: Mapping[str, int] = field(default_factory=dict)
     revision_at_least: int = 0
 
@@ -85,11 +89,11 @@ def follow(view: View | None, writer: Writer, change: Change, *, random: RandomU
     old = _checked_base(view, writer)
     head = _changed(old, writer, change, random)
     _check(view, head, change)
-    gone = _fill_since(view)
+    head, gone, emptied = _with_left(head, _fill_since(view), frozenset(change.left), view)
     owner = ListOwner(head.uuid, head.namespace, old.revision if old else 0)
     shelf = _Shelf(owner, dict(view.stored) if view else {}, random)
     head, replaced = _with_segments(head, change, shelf)
-    head = _with_gone(head, gone, [*change.drop, *change.let_go, *replaced], shelf)
+    head = _with_gone(head, gone, [*change.drop, *change.let_go, *replaced, *emptied], shelf)
     named = {key: shelf.stored[key] for key in head.list_keys}
     return Draft(
         base=view,
@@ -148,18 +152,30 @@ def _changed(old: Head | None, writer: Writer, change: Change, random: RandomU64
             floor=change.revision_at_least,
             kept=_kept(NOTHING_KNOWN, writer.known, 0),
         )
+    generations = {**old.generations, **change.generations}
+    forgotten = [Forgotten(name, generations.pop(name).successor) for name in change.forget]
     return replace(
         old,
         revision=revision,
         run=run,
         host=writer.host,
         single_writer=old.single_writer or writer.single_writer,
-        generations={**old.generations, **change.generations},
+        generations=generations,
+        forgotten=(*old.forgotten, *forgotten),
+        needs=_needs(old.needs, generations.values()),
         pins=old.pins if change.pins is None else change.pins,
         policy=old.policy if change.policy is None else change.policy,
         floor=max(old.floor, change.revision_at_least),
         kept=_kept(old.kept, writer.known, old.revision),
     )
+
+
+def _needs(before: Needs, generations: Iterable[Generation]) -> Needs:
+    """Whoever does not know how a generation is cut, or began, would restore something else."""
+    known = LINES_WORD in before.read
+    if known or not any(g.kept_to is not None or g.began for g in generations):
+        return before
+    return before._replace(read=(*before.read, LINES_WORD))
 
 
 def _kept(before: Known, known: Known, revision: int) -> Known:
@@ -175,7 +191,8 @@ def _check(view: View | None, head: Head, change: Change) -> None:
     offers.check_generations(old, head)
     begun = [g for name, g in head.generations.items() if g.parent and not (old and name in old.generations)]
     exact = all(entry.runs is None and entry.stretch is None for entry in change.add)
-    if not change.drop and not begun and change.pins is None and exact:
+    same = not change.forget and all(_same_shape(old, now) for now in change.generations.values())
+    if not change.drop and not begun and change.pins is None and exact and same:
         offers.check_additions(old, head, change.add)
         _check_unchanged_ends(old, head, change)
         return
@@ -187,6 +204,12 @@ def _check(view: View | None, head: Head, change: Change) -> None:
     after = [entry for entry in live if entry.key not in dropped]
     before = offers.by_generation(live)
     offers.check_all(old, head, before, offers.by_generation([*after, *change.add]), change.horizons)
+
+
+def _same_shape(old: Head | None, now: Generation) -> bool:
+    """Whether a generation begins where it did, and is kept as far as it was."""
+    was = old.generations.get(now.id) if old else None
+    return was is None or (now.parent, now.kept_to) == (was.parent, was.kept_to)
 
 
 def _check_unchanged_ends(old: Head | None, head: Head, change: Change) -> None:
@@ -208,6 +231,22 @@ def _fill_since(view: View | None) -> tuple[list[Gone], list[GoneList]]:
         [gone if gone.since is not None else replace(gone, since=when) for gone in head.gone],
         [ref if ref.since is not None else replace(ref, since=when) for ref in head.gone_lists],
     )
+
+
+def _with_left(
+    head: Head, before: tuple[list[Gone], list[GoneList]], left: frozenset[str], view: View | None
+) -> tuple[Head, tuple[list[Gone], list[GoneList]], list[str]]:
+    """The head, and what it has let go of, without what was seen to be absent; and the lists that say nothing
+    else any more. A list leaves whole; what of it is absent stays named until all is."""
+    if not left or view is None:
+        return head, before, []
+    inline, refs = before
+    emptied = [ref for ref in refs if left.issuperset(view.stored[ref.key].keys)]
+    leaving = {gone.key for gone in inline} & left
+    leaving.update(key for ref in emptied for key in view.stored[ref.key].keys)
+    floor = max((made + 1 for key in leaving if (made := made_of(key)) is not None), default=0)
+    kept = [gone for gone in inline if gone.key not in left], [ref for ref in refs if ref not in emptied]
+    return replace(head, floor=max(head.floor, floor)), kept, [ref.key for ref in emptied]
 
 
 class _Shelf:

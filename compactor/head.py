@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from compactor import body
 from compactor.body import Json, Malformed, Members
 from compactor.entries import Gone, GoneList, ListRef, SegmentEntry
-from compactor.generations import Generation, Parent, Pin
+from compactor.generations import Began, Forgotten, Generation, Parent, Pin
 from ourdb.errors import UnknownFormatError
 
 VERSION = 1
-READ_WORDS: frozenset[str] = frozenset()  # what `needs` may ask of a reader, and this program can do
+LINES_WORD = "lines"  # that a generation may end before its last seq, or hold what lay before its own
+READ_WORDS = frozenset({LINES_WORD})  # what `needs` may ask of a reader, and this program can do
 WRITE_WORDS: frozenset[str] = frozenset()  # and of whoever writes the next head
 
 
@@ -47,7 +48,8 @@ class Head:
     hex digits. host: who wrote it. single_writer: this store has no compare-and-swap, and its owner
     accepted that. config: of the database. lists, added, removed: the live segments are those of the
     lists, less those removed (keys), and those added. floor: nothing below it that was uploaded earlier may
-    be named again. kept: the newest head that the writer knew to be acknowledged."""
+    be named again. kept: the newest head that the writer knew to be acknowledged. forgotten: generations
+    that are not there any more."""
 
     uuid: str
     namespace: str
@@ -66,6 +68,7 @@ class Head:
     gone_lists: tuple[GoneList, ...] = ()
     floor: int = 0
     kept: Known = NOTHING_KNOWN
+    forgotten: tuple[Forgotten, ...] = ()
     needs: Needs = NO_NEEDS
     extra: Json = field(default_factory=body.no_extra)
 
@@ -102,6 +105,7 @@ def encode_head(head: Head) -> bytes:
         "gone_lists": [ref.as_json() for ref in head.gone_lists],
         "floor": head.floor,
         "kept": {"revision": head.kept.revision, "run": head.kept.run} if head.kept.revision else None,
+        "forgotten": [one.as_json() for one in head.forgotten] or None,
     }
     return body.pack(body.without_defaults(members, head.extra))
 
@@ -159,6 +163,7 @@ def _take_head(take: Members, needs: Needs) -> Head:
         gone_lists=take.each("gone_lists", GoneList.from_json),
         floor=take.number("floor"),
         kept=take.maybe("kept", _known) or NOTHING_KNOWN,
+        forgotten=take.each("forgotten", Forgotten.from_json),
         needs=needs,
         extra=take.extra(),
     )
@@ -179,6 +184,11 @@ def _check_lines(head: Head) -> None:
             parent and parent.generation not in head.generations
         ):
             raise Malformed(f"generation {generation.id}: its parent is missing, or it ends before it began")
+        if not generation.first_seq <= generation.end_seq + 1 <= generation.last_seq + 1:
+            raise Malformed(f"generation {generation.id}: it is kept to a seq that is not its own")
+        began = generation.began
+        if began and (parent or not 1 < began.seq <= generation.last_seq + 1):
+            raise Malformed(f"generation {generation.id}: it began at a seq that is not its own")
         if generation.successor is not None and generation.successor not in head.generations:
             raise Malformed(f"generation {generation.id}: its successor is missing")
     for name in head.generations:
@@ -201,6 +211,8 @@ def _successor_of(head: Head, name: str) -> str | None:
 
 __all__ = [
     "NOTHING_KNOWN",
+    "Began",
+    "Forgotten",
     "Generation",
     "Gone",
     "GoneList",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
 from compactor.head import Head
-from compactor.path import exact_ranges
+from compactor.path import exact_ranges, open_lines
 from ourdb.errors import Error
 
 Ranges = Sequence[tuple[int, int]]
@@ -42,7 +42,11 @@ def offered(generation: Generation, segments: Sequence[SegmentEntry]) -> Ranges:
             joined[-1] = joined[-1][0], max(last, joined[-1][1])
         else:
             joined.append((first, last))
-    return joined
+    return _clipped(joined, generation.end_seq)
+
+
+def _clipped(ranges: Ranges, end: int) -> Ranges:
+    return [(first, min(last, end)) for first, last in ranges if first <= end]
 
 
 def check_additions(old: Head | None, new: Head, added: Iterable[SegmentEntry]) -> None:
@@ -69,12 +73,13 @@ def check_all(
     old: Head | None, new: Head, before: Segments, after: Segments, horizons: Mapping[str, int]
 ) -> None:
     """For any other change. horizons: from which seq on all points of a generation are protected by its
-    window, 0 (every one) where it is not named."""
+    window, 0 (every one) where it is not named. What the new head keeps no more of a generation (`kept_to`)
+    was decided to go."""
     for name, end in new.generations.items():
         now = offered(end, after.get(name, ()))
         _check_end(end, after.get(name, ()), now)
         if old and name in old.generations:
-            was = offered(old.generations[name], before.get(name, ()))
+            was = _clipped(offered(old.generations[name], before.get(name, ())), end.end_seq)
             _check_kept(
                 name, was, now, horizons.get(name, 0), marked_seqs(old, name) | marked_seqs(new, name)
             )
@@ -95,27 +100,69 @@ def marked_seqs(head: Head, generation: str) -> set[int]:
 
 
 def check_generations(old: Head | None, new: Head) -> None:
-    """Generations only go on: none vanishes or goes back, changes its parent, or goes on once it has a
-    successor; a successor is a new generation."""
-    for name, was in (old.generations if old else {}).items():
+    """Generations only go on: none goes back, changes its parent, or goes on once it has a successor or is
+    kept up to a seq only; a successor is a new generation. Those that vanish are told to be forgotten, and
+    stay so. Where all was open, something is."""
+    before = old.generations if old else {}
+    forgotten = {one.generation for one in new.forgotten}
+    for name, was in before.items():
         now = new.generations.get(name)
-        if now is None:
+        if now is None and name not in forgotten:
             raise refuse(f"generation {name} is missing")
-        if now.parent != was.parent or now.last_seq < was.last_seq or now.as_of < was.as_of:
-            raise refuse(f"generation {name} would go back, or have another parent", seq=was.last_seq)
-        if now.last_seq == was.last_seq and now.chain != was.chain:
-            raise refuse(f"the chain of generation {name} would change at seq {was.last_seq}")
-        if was.successor and now != was:
-            raise refuse(f"generation {name} was taken over by {was.successor} and would go on")
-        if now.successor != was.successor and old and now.successor in old.generations:
-            raise refuse(f"generation {name} would be taken over by one that is there already")
+        if now is not None and old:
+            _check_same_line(old, new, was, now)
+            _check_cut(new, was, now)
+    if forgotten & new.generations.keys():
+        raise refuse("a generation that was forgotten would come back")
+    if old and open_lines(old) and not open_lines(new):
+        raise refuse("no line would be open any more")
     for name, now in new.generations.items():
         parent = now.parent
         if parent is None:
             continue
-        owner = new.generations[parent.generation]
-        if not owner.first_seq <= parent.seq <= owner.last_seq:
+        owner = new.generations.get(parent.generation)
+        if owner is None or not owner.first_seq <= parent.seq <= owner.end_seq:
             raise refuse(f"generation {name} leaves {parent.generation} at a seq that it does not own")
+
+
+def _check_same_line(old: Head, new: Head, was: Generation, now: Generation) -> None:
+    name = now.id
+    whole = now.parent is None and now.began is not None and now.began.seq == was.first_seq > 1
+    if now.parent != was.parent and not whole:
+        raise refuse(f"generation {name} would have another parent", seq=was.last_seq)
+    if now.parent == was.parent and now.began != was.began:
+        raise refuse(f"generation {name} would begin elsewhere")
+    if now.last_seq < was.last_seq or now.as_of < was.as_of:
+        raise refuse(f"generation {name} would go back", seq=was.last_seq)
+    if now.last_seq == was.last_seq and now.chain != was.chain:
+        raise refuse(f"the chain of generation {name} would change at seq {was.last_seq}")
+    successor = _successor_left(old, new, was.successor)
+    if was.successor and now.successor != successor:
+        raise refuse(f"generation {name} was taken over by {successor}, and that would change")
+    if now.open and not was.open:
+        raise refuse(f"generation {name} is not written any more and would be open")
+    if not was.open and (now.last_seq, now.as_of) != (was.last_seq, was.as_of):
+        raise refuse(f"generation {name} was taken over by {was.successor or 'nobody'} and would go on")
+    if now.successor != was.successor and now.successor != successor and now.successor in old.generations:
+        raise refuse(f"generation {name} would be taken over by one that is there already")
+
+
+def _successor_left(old: Head, new: Head, successor: str | None) -> str | None:
+    """Who takes the place of a successor that is forgotten: its own one."""
+    while successor is not None and successor not in new.generations and successor in old.generations:
+        successor = old.generations[successor].successor
+    return successor
+
+
+def _check_cut(new: Head, was: Generation, now: Generation) -> None:
+    """What was let go of stays so, and nothing that is marked goes."""
+    if now.kept_to == was.kept_to:
+        return
+    if now.kept_to is None or now.kept_to > was.end_seq:
+        raise refuse(f"what was let go of generation {now.id} would come back", seq=was.end_seq)
+    lost = {seq for seq in marked_seqs(new, now.id) if seq > now.kept_to}
+    if lost:
+        raise refuse(f"a pin or branch point would be lost: seq {min(lost)} of generation {now.id}")
 
 
 def _start(end: Generation) -> tuple[int, int]:
@@ -123,11 +170,12 @@ def _start(end: Generation) -> tuple[int, int]:
 
 
 def _check_end(end: Generation, segments: Sequence[SegmentEntry], ranges: Ranges) -> None:
-    if end.last_seq < end.first_seq:
+    if end.end_seq < end.first_seq:
         return
     chains = {s.name.chain_after for s in segments if s.last_seq == end.last_seq}
-    if not _within(ranges, end.last_seq, end.last_seq) or end.chain not in chains:
-        raise refuse(f"no path leads to the end of generation {end.id}, seq {end.last_seq}", seq=end.last_seq)
+    known = end.end_seq < end.last_seq or end.chain in chains
+    if not _within(ranges, end.end_seq, end.end_seq) or not known:
+        raise refuse(f"no path leads to the end of generation {end.id}, seq {end.end_seq}", seq=end.end_seq)
 
 
 def _check_parent(child: Generation, segments: Segments) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from compactor.edges import Edges, usable_edges
 from compactor.entries import SegmentEntry
-from compactor.generations import Generation
+from compactor.generations import Began, Generation
 from compactor.head import Head
 from ourdb.errors import FencedError, NotFoundError
 from ourdb.segment.summary import Run
@@ -107,7 +107,7 @@ def ancestry(head: Head, generation: str, target: int | None = None) -> Iterator
 
     Those that own nothing up to `target` are left out. NotFoundError if one is not in the head.
     """
-    upto = head.generations[generation].last_seq if target is None else target
+    upto = head.generations[generation].end_seq if target is None else target
     seen: set[str] = set()
     name: str | None = generation
     while name is not None:
@@ -129,13 +129,33 @@ def owner_of(head: Head, generation: str, seq: int) -> Generation:
 
 
 def open_lines(head: Head) -> list[Generation]:
-    """The generations at which somebody may still write: those that have no successor."""
-    return [generation for generation in head.generations.values() if generation.successor is None]
+    """The generations at which somebody may still write."""
+    return [generation for generation in head.generations.values() if generation.open]
 
 
 def predecessor(head: Head, generation: str) -> Generation | None:
     """The generation that this one took over from, if any."""
     return next((g for g in head.generations.values() if g.successor == generation), None)
+
+
+def took_over(head: Head, generation: str) -> bool:
+    """Whether this one took over from another, which the head may have forgotten since."""
+    gone = any(one.successor == generation for one in head.forgotten)
+    return gone or predecessor(head, generation) is not None
+
+
+def began_with(head: Head, generation: str, time_ms: int) -> Began:
+    """What a head says of a generation that holds from now on what lay before its own first record (which has
+    this time), so that it needs no parent any more. A generation that says so already stays as it is."""
+    child = head.generations[generation]
+    if child.began:
+        return child.began
+    seqs: set[int] = set()
+    for owner, _ in ancestry(head, generation):
+        seqs.update(owner.began.took_over if owner.began else ())
+        if owner.parent and took_over(head, owner.id):
+            seqs.add(owner.first_seq)
+    return Began(child.first_seq, time_ms, tuple(sorted(seqs)))
 
 
 def line_of(head: Head, generation: str | None = None) -> Generation | None:

@@ -48,7 +48,7 @@ class Window:
 
 def reaches(view: HeadView, generation: Generation, upto: int | None = None) -> list[Reach]:
     """All that the store restores of a generation's own seqs up to `upto` (None: its end), by first seq."""
-    end = generation.last_seq if upto is None else min(upto, generation.last_seq)
+    end = generation.end_seq if upto is None else min(upto, generation.end_seq)
     parent = generation.parent
     if end < generation.first_seq or (parent and route(view, parent.generation, parent.seq) is None):
         return []
@@ -67,7 +67,12 @@ def _reach(
     segment: SegmentEntry, run: Run, first: int, end: int, generation: Generation, following: dict[int, int]
 ) -> Reach:
     next_time = run.next_time
-    if next_time is None and run.last_seq < generation.last_seq:
+    cut = end == generation.kept_to and end < generation.last_seq
+    if cut and end <= run.last_seq:
+        # Where nothing tells when the rest began, no time is answered: only the seqs are.
+        known = next_time if end == run.last_seq else None
+        next_time = known or generation.kept_until or run.first_time
+    elif next_time is None and run.last_seq < generation.last_seq:
         # Where what comes next is missing, at its own last time there may have been more batches.
         next_time = following.get(run.last_seq + 1, run.last_time)
     clipped = end < run.last_seq
@@ -78,7 +83,7 @@ def _reach(
         last_seq=min(run.last_seq, end),
         first_time=run.first_time,
         last_time=None if clipped else run.last_time,
-        next_time=None if end <= run.last_seq else next_time,
+        next_time=None if end <= run.last_seq and not cut else next_time,
     )
 
 
@@ -110,7 +115,7 @@ def _window(group: Sequence[Reach], generation: str) -> Window:
 def gaps_of(generation: Generation, windows: Sequence[Window], upto: int | None = None) -> list[Window]:
     """The seqs up to `upto` (None: its end) that a generation owns and nothing restores. The times of a gap
     are those of the points around it: no time between them can be restored."""
-    last_seq = generation.last_seq if upto is None else min(upto, generation.last_seq)
+    last_seq = generation.end_seq if upto is None else min(upto, generation.end_seq)
     gaps = []
     before: Window | None = None
     at = generation.first_seq

@@ -21,7 +21,7 @@ from backup.plan import (
     cover,
     decide,
 )
-from compactor.head import Generation, Head, Parent
+from compactor.head import Forgotten, Generation, Head, Parent
 from ourdb.line import Known, Line, Mark, Origin
 
 UUID, STORE = "ab" * 16, "file:/srv/notes"
@@ -170,6 +170,19 @@ def test_generation_with_a_successor_is_superseded(end: int) -> None:
 # -- another database, and a target that lost data
 
 
+def test_generation_that_was_cut_is_superseded_by_nobody() -> None:
+    cut = head(gen(OURS, 8, kept_to=5), gen(OTHER, 9))
+    assert decide(facts(head=cut)) == Refuse("superseded", 8, None)
+
+
+def test_generation_that_was_forgotten_is_superseded_and_not_lost() -> None:
+    gone = head(gen(OTHER, 9), forgotten=(Forgotten(OURS, OTHER),))
+    shipped = Before(known=None, mark=mark(8))
+    assert decide(facts(head=gone, before=shipped)) == Refuse("superseded", 0, OTHER)
+    lost = head(gen(OTHER, 9))
+    assert decide(facts(head=lost, before=shipped)) == Refuse("store_lost_data", 0)
+
+
 def test_head_of_another_database_is_refused_whatever_we_know() -> None:
     known = Before(known=Known(revision=9, run=RUN), mark=mark(99))
     decided = decide(facts(head=head(gen(OURS, 10), uuid="cd" * 16), before=known))
@@ -261,6 +274,19 @@ def test_take_over_succeeds_the_end_as_it_is_now(held: Head, refusal: Refuse) ->
 
 def test_copy_without_new_records_is_idle_though_the_line_moved() -> None:
     assert decide(copy(head=head(gen(PARENT, 40)), end=10)) == Idle(PARENT)
+
+
+def test_copy_of_a_line_that_was_dropped_is_told_so_though_nobody_wrote_there() -> None:
+    dropped = head(gen(PARENT, 12, kept_to=10), gen(OTHER, 3))
+    assert decide(copy(head=dropped)) == Refuse("moved", 12, PARENT)
+    assert decide(copy(head=dropped, line=replace(COPY, start="take-over"))) == Ship(
+        10, chain(10), True, LEFT, PARENT
+    )
+
+
+def test_copy_of_a_point_that_was_let_go_of_is_not_idle() -> None:
+    cut = head(gen(PARENT, 12, kept_to=9, successor=OTHER), gen(OTHER, 14))
+    assert decide(copy(head=cut, end=10)) == Refuse("moved", 14, OTHER)
 
 
 def test_copy_whose_branch_point_is_no_longer_offered_ships_everything() -> None:

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from compactor import body, lists
 from compactor.entries import Gone, GoneList, ListRef, SegmentEntry
-from compactor.generations import Generation, Parent, Pin
+from compactor.generations import Began, Forgotten, Generation, Parent, Pin
 from compactor.head import Head, Known, decode_head, encode_head, refuse_to_write
 from compactor.lists import ListOwner, StoredList
 from ourdb.errors import DamageError, UnknownFormatError
 from ourdb.names import list_key
 from ourdb.record import SEQ_MAX
 from ourdb.segment.summary import Stretch
-from tests.lines import GEN, OTHER, UUID, chain_at, end_of, entry_of, summary_of
+from tests.lines import GEN, OTHER, THIRD, UUID, chain_at, end_of, entry_of, summary_of
 
 
 def full_head() -> Head:
@@ -34,8 +34,9 @@ def full_head() -> Head:
         host="host",
         config={"mode": "kv"},
         generations={
-            GEN: end_of(9, successor=OTHER),
+            GEN: replace(end_of(9, successor=OTHER), kept_to=8, kept_until=90),
             OTHER: end_of(20, generation=OTHER, parent=Parent(GEN, 7, chain_at(7))),
+            THIRD: replace(end_of(9, generation=THIRD), began=Began(4, 40, (2, 4))),
         },
         single_writer=True,
         lists=(ListRef(key=list_key(3, 4), first_seq=1, last_seq=5, segments=2, bytes=99),),
@@ -47,6 +48,7 @@ def full_head() -> Head:
         gone_lists=(GoneList(key=list_key(1, 2), since=None, objects=300, bytes=9),),
         floor=2**55,
         kept=Known(5, "2" * 16),
+        forgotten=(Forgotten("d" * 16, THIRD), Forgotten("e" * 16)),
     )
 
 
@@ -69,6 +71,8 @@ def test_unknown_members_at_every_level_are_carried_unchanged() -> None:
     for place in (
         members["generations"][OTHER],
         members["generations"][OTHER]["parent"],
+        members["generations"][THIRD]["began"],
+        members["forgotten"][0],
         members["lists"][0],
         members["added"][0],
         members["added"][1]["runs"][0],
@@ -130,6 +134,10 @@ def test_what_only_a_writer_must_know_can_be_read() -> None:
         ("gone", [7]),
         ("single_writer", 1),
         ("generations", {GEN: {}}),
+        ("generations", {GEN: {**end_of(9).as_json(), "kept_to": 10}}),
+        ("generations", {GEN: {**end_of(9).as_json(), "began": {"seq": 11, "time": 1}}}),
+        ("generations", {GEN: {**end_of(9).as_json(), "began": {"seq": 4, "time": 1, "took_over": ["x"]}}}),
+        ("forgotten", [{"generation": "x"}]),
     ],
 )
 def test_a_member_that_is_not_valid_is_damage(name: str, value: object) -> None:
@@ -143,6 +151,14 @@ def test_a_name_that_is_none_is_damage_when_it_is_read() -> None:
     bad = SegmentEntry.from_json({**good, "name": good["name"].replace("-", "_", 6)})
     with pytest.raises(DamageError):
         bad.summary()
+
+
+def test_a_head_of_before_there_were_cuts_is_read_and_written_back_as_it_was() -> None:
+    old = replace(full_head(), generations={GEN: end_of(9)}, forgotten=())
+    members = members_of(old)
+    assert not {"kept_to", "kept_until", "began"} & members["generations"][GEN].keys()
+    assert "forgotten" not in members
+    assert decode(members) == old
 
 
 def test_the_head_of_another_namespace_is_damage() -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from compactor.entries import Gone, SegmentEntry
 from compactor.follow import Change, Writer, follow
-from compactor.generations import Generation, Parent, Pin
-from compactor.head import Head, Known, Needs, encode_head
+from compactor.generations import Began, Forgotten, Generation, Parent, Pin
+from compactor.head import Head, Known, Needs, decode_head, encode_head
+from compactor.path import began_with
 from compactor.view import View, may_name
 from ourdb.errors import Error, FencedError, UnknownFormatError
 from ourdb.names import LISTS_PREFIX, list_key, parse_key
@@ -292,7 +293,153 @@ def test_a_generation_is_taken_over_by_a_new_one_only() -> None:
     refused(view, Change(generations={GEN: end_of(3, successor=OTHER)}), "is there already")
 
 
+# -- lines that are cut, forgotten, or hold what lay before them
+
+
+def superseded(**changes: object) -> View:
+    """GEN has 1..9; OTHER took over at 4 and wrote 5..8."""
+    ends = {
+        GEN: end_of(9, successor=OTHER),
+        OTHER: end_of(8, generation=OTHER, parent=Parent(GEN, 4, chain_at(4))),
+    }
+    entries = (entry_of(1, 5), entry_of(6, 9), entry_of(5, 8, generation=OTHER))
+    return view_with(*entries, **{"generations": ends, **changes})
+
+
+def kept_to(view: View, seq: int | None, **changes: object) -> Change:
+    cut = replace(view.head.generations[GEN], kept_to=seq)
+    return Change(generations={GEN: cut}, **changes)  # type: ignore[arg-type]
+
+
+def test_a_superseded_line_is_cut_behind_what_is_marked() -> None:
+    view = superseded()
+    late = view.segments[1]
+    draft = follow(view, WRITER, kept_to(view, 4, drop=[late.key]))
+    assert draft.head.generations[GEN].end_seq == 4
+    assert {gone.key for gone in draft.head.gone} == {late.key}
+    assert draft.head.needs.read == ("lines",)
+    assert decode_head(draft.data, "n") == draft.head
+    lower = superseded(
+        generations={**view.head.generations, GEN: replace(end_of(9, successor=OTHER), kept_to=6)}
+    )
+    assert follow(lower, WRITER, kept_to(lower, 4)).head.needs.read == ("lines",)
+
+
+def test_a_cut_never_takes_what_is_marked_and_is_never_taken_back() -> None:
+    refused(superseded(), kept_to(superseded(), 3), "branch point would be lost: seq 4")
+    pinned = superseded(pins=(Pin(name="p", generation=GEN, seq=7, time=70),))
+    refused(pinned, kept_to(pinned, 6), "branch point would be lost: seq 7")
+    ends = superseded().head.generations
+    view = superseded(generations={**ends, GEN: replace(ends[GEN], kept_to=5)})
+    refused(view, kept_to(view, 6), "would come back")
+    refused(view, kept_to(view, None), "would come back")
+
+
+def test_a_cut_does_not_take_what_is_kept() -> None:
+    view = superseded()
+    refused(view, kept_to(view, 6, drop=[view.segments[1].key]), "no path leads to the end")
+    refused(view, kept_to(view, 4, drop=[view.segments[0].key]), "no path leads to the end")
+
+
+def test_a_pin_behind_a_cut_is_not_offered() -> None:
+    ends = superseded().head.generations
+    view = superseded(generations={**ends, GEN: replace(ends[GEN], kept_to=4)})
+    refused(view, Change(pins=(Pin(name="p", generation=GEN, seq=5, time=50),)), "is not offered|lost")
+
+
+def test_the_only_open_line_is_not_cut() -> None:
+    view = view_with(entry_of(1, 9))
+    refused(view, kept_to(view, 9), "no line would be open")
+    other = view_with(
+        entry_of(1, 9),
+        entry_of(1, 2, generation=OTHER),
+        generations={GEN: end_of(9), OTHER: end_of(2, generation=OTHER)},
+    )
+    head = follow(other, WRITER, kept_to(other, 9)).head
+    assert not head.generations[GEN].open
+    closed = replace(other, head=head)
+    more = Change(add=[entry_of(10, 11, made=8)], generations={GEN: replace(end_of(11), kept_to=9)})
+    refused(closed, more, "would go on")
+
+
+def test_a_generation_is_forgotten_when_nothing_refers_to_it_and_does_not_come_back() -> None:
+    view = superseded()
+    gone = [entry.key for entry in view.segments if entry.generation == GEN]
+    refused(view, Change(forget=[GEN], drop=gone), "a seq that it does not own")
+    ends = {GEN: end_of(9, successor=OTHER), OTHER: end_of(8, generation=OTHER)}
+    entries = (entry_of(1, 5), entry_of(6, 9), entry_of(1, 8, generation=OTHER))
+    whole = view_with(*entries, generations=ends)
+    refused(whole, Change(forget=[GEN]), "segments of a generation that is not in it")
+    refused(whole, Change(forget=[GEN], drop=gone[:1]), "not live|is not in it")
+    draft = follow(whole, WRITER, Change(forget=[GEN], drop=[entries[0].key, entries[1].key]))
+    assert draft.head.forgotten == (Forgotten(GEN, OTHER),)
+    assert [*draft.head.generations] == [OTHER]
+    after = replace(whole, head=draft.head)
+    back = Change(add=[entry_of(1, 2, made=8)], generations={GEN: end_of(2)})
+    refused(after, back, "would come back")
+
+
+def test_who_was_taken_over_by_a_forgotten_generation_was_taken_over_by_its_successor() -> None:
+    ends = {
+        GEN: end_of(3, successor=OTHER),
+        OTHER: end_of(5, generation=OTHER, successor=THIRD),
+        THIRD: end_of(2, generation=THIRD),
+    }
+    entries = (entry_of(1, 3), entry_of(1, 5, generation=OTHER), entry_of(1, 2, generation=THIRD))
+    view = view_with(*entries, generations=ends)
+    drop = [entries[1].key]
+    refused(view, Change(forget=[OTHER], drop=drop), "was taken over by")
+    mended = {GEN: end_of(3, successor=THIRD)}
+    assert follow(view, WRITER, Change(forget=[OTHER], drop=drop, generations=mended)).head.forgotten
+    refused(view, Change(forget=[OTHER], drop=drop, generations={GEN: end_of(3)}), "was taken over by")
+
+
+def whole_child(view: View, **changes: object) -> Generation:
+    child = view.head.generations[OTHER]
+    return replace(child, parent=None, began=began_with(view.head, OTHER, 50), **changes)  # type: ignore[arg-type]
+
+
+def test_a_merge_across_the_branch_point_needs_the_parent_no_more() -> None:
+    view = superseded()
+    own = view.segments[2]
+    merged = entry_of(1, 8, generation=OTHER, made=7, level=1)
+    draft = follow(view, WRITER, merge(view, own, into=merged, generations={OTHER: whole_child(view)}))
+    child = draft.head.generations[OTHER]
+    assert (child.parent, child.first_seq, child.began) == (None, 1, Began(5, 50, (5,)))
+    after = replace(view, head=draft.head)
+    gone = [entry.key for entry in view.segments if entry.generation == GEN]
+    assert follow(after, WRITER, Change(forget=[GEN], drop=gone)).head.generations == {OTHER: child}
+    assert began_with(draft.head, OTHER, 99) == child.began
+
+
+def test_a_generation_without_its_parent_needs_segments_from_the_first_record_on() -> None:
+    view = superseded()
+    refused(view, Change(generations={OTHER: whole_child(view)}), "no path leads to the end")
+    late = replace(whole_child(view), began=Began(4, 40))
+    merged = entry_of(1, 8, generation=OTHER, made=7, level=1)
+    refused(view, merge(view, view.segments[2], into=merged, generations={OTHER: late}), "another parent")
+
+
+def test_an_older_take_over_on_the_line_is_noted_with_the_merge() -> None:
+    ends = superseded().head.generations
+    third = end_of(9, generation=THIRD, parent=Parent(OTHER, 6, chain_at(6)))
+    head = superseded(generations={**ends, OTHER: replace(ends[OTHER], successor=THIRD), THIRD: third}).head
+    assert began_with(head, THIRD, 70) == Began(7, 70, (5, 7))
+    fork = replace(head, generations={**ends, THIRD: third})
+    assert began_with(fork, THIRD, 70) == Began(7, 70, (5,))
+
+
 # -- rules 4, 5 and 6
+
+
+def test_what_is_seen_to_be_absent_leaves_gone_and_the_floor_rises_above_it() -> None:
+    old, older = entry_of(4, 6, made=5), entry_of(4, 5, made=3)
+    view = view_with(entry_of(1, 3), gone=(Gone(old.key, 5), Gone(older.key, 6), Gone("probe-1", 7)), floor=2)
+    first = follow(view, WRITER, Change(left=[older.key, "probe-1"])).head
+    assert ([gone.key for gone in first.gone], first.floor) == ([old.key], 4)
+    assert follow(view, WRITER, Change(left=[old.key])).head.floor == 6
+    assert follow(view, WRITER, Change(left=["probe-1"])).head.floor == 2
+    assert follow(view, WRITER, Change(left=[entry_of(1, 1, made=6).key])).head.floor == 2  # it was not there
 
 
 def test_lists_are_named_by_the_revision_that_was_read_and_by_a_random_number() -> None:

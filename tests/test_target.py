@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from backup.target import Wanted, find_target
 from compactor.fetch import SegmentFetcher
+from compactor.generations import Began, Forgotten
 from compactor.index_points import Point
 from ourdb.errors import FencedError, InvalidError, NotFoundError, UnreachableError
 from ourdb.units import format_time
@@ -254,6 +256,110 @@ def test_a_copy_of_a_copy_finds_times_along_all_lines():
     assert seq_of(world, seq=18) == (G1, 18)
     assert unreachable(world, seq=25) == (19, None)
     assert unreachable(world, at=DAY_0 + 4 * HOUR) == (30, 19)
+
+
+# -- lines that were cut, and a generation that holds what lay before it
+
+
+def cut(world: World, name: str, kept_to: int, **changes: object) -> World:
+    """The generation is kept to this seq only; segments that begin behind it leave."""
+    world.generations[name] = replace(world.generations[name], kept_to=kept_to, **changes)
+    world.segments = [s for s in world.segments if s.generation != name or s.first_seq <= kept_to]
+    world.publish()
+    return world
+
+
+def test_what_a_superseded_line_is_not_kept_for_is_unreachable_by_time_and_by_seq():
+    world = cut(restored_copy(), G1, 20, kept_until=DAY_0 + 21_000)
+    assert seq_of(world, at=DAY_0 + 12_000) == (G1, 12)
+    assert seq_of(world, at=DAY_0 + 20_999) == (G1, 20)
+    for time in (DAY_0 + 21_000, DAY_0 + 25_000, DAY_0 + 50_000, DAY_0 + HOUR):
+        assert unreachable(world, at=time) == (20, 21)
+    assert seq_of(world, at=DAY_0 + HOUR + 1000) == (G2, 21)
+    assert seq_of(world, seq=20) == (G1, 20)
+    assert seq_of(world, G1) == (G1, 20)
+    assert seq_of(world, G1, seq=18) == (G1, 18)
+    assert unreachable(world, G1, seq=21) == (20, None)
+    assert unreachable(world, G1, at=DAY_0 + 22_000) == (20, None)
+
+
+def test_a_cut_of_which_nobody_knows_when_the_rest_began_answers_no_time_of_that_run():
+    world = cut(restored_copy(), G1, 20)
+    assert unreachable(world, at=DAY_0 + 20_000) == (20, 21)
+    assert seq_of(world, at=DAY_0 + 12_000) == (G1, 12)  # of the segment before
+    assert seq_of(world, seq=20) == (G1, 20)
+
+
+def test_a_cut_behind_a_segment_knows_the_time_of_the_next_one():
+    world = restored_copy()
+    world.generations[G2] = replace(world.generations[G2], parent=None, began=Began(21, DAY_0 + HOUR + 1000))
+    world.segment(G2, 1, 25)
+    world = cut(world, G1, 15, kept_until=DAY_0 + 16_000)
+    assert seq_of(world, at=DAY_0 + 15_999) == (G1, 15)
+    assert unreachable(world, G1, at=DAY_0 + 16_000) == (15, None)
+
+
+def inherited(*, forgets: bool, took_over: tuple[int, ...] = (21,)) -> World:
+    """As restored_copy, after a merge wrote 1..25 into G2; G1 is forgotten, or still there."""
+    world = restored_copy()
+    began = Began(21, DAY_0 + HOUR + 1000, took_over)
+    world.generations[G2] = replace(world.generations[G2], parent=None, began=began)
+    world.segment(G2, 1, 25, level=1)
+    world.segments = [s for s in world.segments if s.generation == G1 or s.first_seq != 21]
+    if forgets:
+        del world.generations[G1]
+        world.segments = [s for s in world.segments if s.generation == G2]
+    world.publish()
+    return world
+
+
+def test_times_before_a_generation_that_holds_all_are_looked_up_on_the_line_it_took_over():
+    world = inherited(forgets=False)
+    assert seq_of(world, seq=12) == (G2, 12)
+    assert seq_of(world, at=DAY_0 + 12_000) == (G1, 12)
+    assert seq_of(world, at=DAY_0 + 25_000) == (G1, 25)
+    assert unreachable(world, at=DAY_0 + HOUR) == (30, 21)
+    assert seq_of(world, at=DAY_0 + HOUR + 3000) == (G2, 23)
+
+
+def test_times_that_a_cut_line_has_no_more_are_those_of_the_generation_that_holds_all():
+    world = cut(inherited(forgets=False), G1, 3, kept_until=DAY_0 + 4000)
+    assert seq_of(world, at=DAY_0 + 3000) == (G1, 3)
+    assert seq_of(world, at=DAY_0 + 12_000) == (G2, 12)
+    assert unreachable(world, at=DAY_0 + 20_000) == (20, 21)
+    assert unreachable(world, at=DAY_0 + 25_000) == (20, 21)
+
+
+def test_between_the_branch_point_and_its_own_first_record_nothing_tells_what_was_forgotten():
+    world = inherited(forgets=True)
+    assert seq_of(world, at=DAY_0 + 19_999) == (G2, 19)
+    for time in (DAY_0 + 20_000, DAY_0 + 25_000, DAY_0 + HOUR):
+        assert unreachable(world, at=time) == (20, 21)
+        assert seq_of(world, at=time, nearest_before=True) == (G2, 20)
+    assert seq_of(world, at=DAY_0 + HOUR + 1000) == (G2, 21)
+    assert seq_of(world) == (G2, 30)
+
+
+def test_a_fork_that_holds_all_held_what_it_left_with_until_it_wrote():
+    world = inherited(forgets=True, took_over=())
+    assert seq_of(world, at=DAY_0 + HOUR) == (G2, 20)
+
+
+def test_an_older_take_over_inside_what_was_merged_is_a_gap_too():
+    world = inherited(forgets=True, took_over=(11, 21))
+    assert seq_of(world, at=DAY_0 + 9999) == (G2, 9)
+    assert unreachable(world, at=DAY_0 + 10_500) == (10, 11)
+    assert seq_of(world, at=DAY_0 + 11_000) == (G2, 11)
+
+
+def test_a_child_whose_line_end_was_forgotten_does_not_answer_for_it():
+    """G2 left G1 at 20 and took over from another generation, which is forgotten."""
+    world = restored_copy()
+    world.generations[G1] = replace(world.generations[G1], successor=None, kept_to=20, kept_until=None)
+    world.forgotten = (Forgotten(G3, G2),)
+    world.publish()
+    assert unreachable(world, at=DAY_0 + HOUR) == (20, 21)
+    assert seq_of(world, at=DAY_0 + 12_000) == (G1, 12)
 
 
 def forked() -> World:

@@ -15,8 +15,9 @@ import numpy as np
 import zstandard
 from crc32c import crc32c
 
+from compactor.body import Json
 from compactor.entries import SegmentEntry
-from compactor.generations import Generation, Parent, Pin
+from compactor.generations import Forgotten, Generation, Parent, Pin
 from compactor.head import Head, Known, encode_head
 from compactor.namespace import Namespace
 from compactor.store import Store, open_store
@@ -151,6 +152,8 @@ class World:
     logs: dict[str, Log] = field(default_factory=dict)
     segments: list[SegmentEntry] = field(default_factory=list)
     pins: tuple[Pin, ...] = ()
+    forgotten: tuple[Forgotten, ...] = ()
+    policy: Json | None = None
     revision: int = 0
     kept: Known = Known(0, "")  # noqa: RUF009
 
@@ -257,6 +260,8 @@ class World:
             config=self.config.as_json(),
             generations=self.generations,
             pins=self.pins,
+            policy=self.policy,
+            forgotten=self.forgotten,
             added=tuple(sorted(self.segments, key=lambda entry: entry.order)),
             kept=self.kept,
         )
