@@ -48,7 +48,8 @@ def _superseded(found: Refuse, path: Path, url: str, line: Line) -> str:
 
 
 def _moved(found: Refuse, path: Path, url: str, head: Head | None) -> str:
-    if head and found.other and not head.generations[found.other].open:
+    other = head.generations.get(found.other) if head and found.other else None
+    if other and not other.open:
         return (
             f"{path} is a restored copy of generation {found.other}, which {url} has let go of since: go on "
             "with it by backup --take-over, or keep both with backup --fork"
