@@ -8,7 +8,7 @@ last point at or before it (docs/decisions/keep-rules-are-boundaries.md).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,27 @@ _DEFAULTS: Mapping[str, int | None] = {
     "grace_ms": GRACE_MS,
     "minimum": 1,
 }
+
+
+def policy_for(head: Head, window_ms: int | None = None) -> Policy:
+    """The policy that a run follows. window_ms: what it was told, None: nothing.
+
+    Raises InvalidError (`below_policy`) for a window that is less than the policy of the head says; one that
+    says none keeps every point. Where the head has no policy, any window counts.
+    """
+    policy = Policy.of(head)
+    if window_ms is None:
+        return policy
+    if head.policy is not None and (policy.window_ms is None or window_ms < policy.window_ms):
+        said = "every point" if policy.window_ms is None else f"{policy.window_ms} ms"
+        raise InvalidError(
+            f"the policy of this namespace keeps {said}, more than this window: {window_ms} ms "
+            "(change the policy first: ourdb policy URL --window)",
+            kind="below_policy",
+            window_ms=window_ms,
+            policy_window_ms=policy.window_ms,
+        )
+    return replace(policy, window_ms=window_ms).validate()
 
 
 def _check(name: str, value: object, least: int, most: int) -> None:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from compactor.head import Head
+from compactor.policy import Policy, boundaries
 from ourdb.errors import DamageError
 from ourdb.merge import SourceColumns
 from ourdb.record import BATCH_GOES_ON, TIME_MAX
@@ -48,6 +50,23 @@ class Protection:
     def pins(self) -> tuple[int, ...]:
         """The single seqs."""
         return tuple(self.points)
+
+
+def rules_of(head: Head, generation: str, policy: Policy, anchor_ms: int) -> Rules:
+    """What a head asks for in the segments of a generation. policy: that is followed. anchor_ms: the time
+    that its window and keep rules are counted back from."""
+    marked = {
+        child.parent.seq: f"branch point of generation {child.id}"
+        for child in head.generations.values()
+        if child.parent and child.parent.generation == generation
+    }
+    marked |= {pin.seq: f"pin {pin.name}" for pin in head.pins if pin.generation == generation}
+    return Rules(
+        since_ms=None if policy.window_ms is None else max(0, anchor_ms - policy.window_ms),
+        boundaries=boundaries(policy, anchor_ms),
+        newest=policy.newest,
+        marked=marked,
+    )
 
 
 class Span(NamedTuple):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from compactor.body import Malformed
 from compactor.head import Generation, Head
-from compactor.policy import DAY_MS, HOUR_MS, KEEP_RULES, Anchor, Policy, boundaries
+from compactor.policy import DAY_MS, HOUR_MS, KEEP_RULES, Anchor, Policy, boundaries, policy_for
 from ourdb.errors import DamageError, InvalidError
 from ourdb.units import parse_time
 
@@ -161,3 +161,19 @@ def test_clocks_more_than_five_minutes_apart_are_not_trusted() -> None:
     assert not ahead.trusted
     assert "2026-11-23T02:41:00.500Z there" in ahead.why
     assert not Anchor.of(head(NOW), local_ms=NOW, store_ms=NOW + 365 * DAY_MS).trusted
+
+
+def test_run_may_ask_for_more_than_the_policy_and_not_for_less() -> None:
+    week = head(NOW, policy={"window_ms": 7 * DAY_MS, "daily": 3})
+    assert policy_for(week) == Policy(window_ms=7 * DAY_MS, daily=3)
+    assert policy_for(week, 8 * DAY_MS) == Policy(window_ms=8 * DAY_MS, daily=3)
+    for less in (0, 7 * DAY_MS - 1):
+        with pytest.raises(InvalidError, match="change the policy first") as caught:
+            policy_for(week, less)
+        assert caught.value.kind == "below_policy"
+    assert policy_for(head(NOW), 0) == Policy(window_ms=0)
+
+
+def test_policy_without_window_keeps_all_whatever_a_run_is_told() -> None:
+    with pytest.raises(InvalidError, match="every point"):
+        policy_for(head(NOW, policy={}), 365 * DAY_MS)

@@ -9,13 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compactor.protect import Protection, Rules, Span, protect, spans_of, still_offered
+from compactor.generations import Pin
+from compactor.offers import marked_seqs
+from compactor.policy import Policy, boundaries
+from compactor.protect import Protection, Rules, Span, protect, rules_of, spans_of, still_offered
 from ourdb.errors import DamageError
 from ourdb.merge import MergePlan, SourceColumns, plan_merge
 from ourdb.record import BATCH_GOES_ON, gather_headers
 from ourdb.segment.columns import Columns, columns_of
 from ourdb.segment.summary import Summary, unmerged_summary
-from tests.worlds import Log
+from tests.worlds import DAY_0, Log, memory_world, writes
 
 TIMES = st.integers(0, 60)
 EVERYTHING = Rules(since_ms=None)
@@ -210,3 +213,22 @@ def test_columns_without_the_first_batch_end_of_their_run_are_damage() -> None:
     damaged = SourceColumns.of_columns(row[0].summary, columns)
     with pytest.raises(DamageError, match="seq 1"):
         protect([damaged], Rules(since_ms=15))
+
+
+def test_rules_of_a_head_name_its_pins_and_branch_points() -> None:
+    world = memory_world()
+    world.line("a" * 16, writes(9), [4])
+    world.line("b" * 16, writes(12), parent=("a" * 16, 6))
+    world.pins = (Pin(name="monday", generation="a" * 16, seq=3, time=DAY_0),)
+    world.publish()
+    head = world.view.head
+    policy = Policy(window_ms=1000, last=5, daily=1)
+    rules = rules_of(head, "a" * 16, policy, DAY_0 + 9000)
+    assert rules.marked == {3: "pin monday", 6: f"branch point of generation {'b' * 16}"}
+    assert set(rules.marked) == marked_seqs(head, "a" * 16)
+    assert (rules.since_ms, rules.newest, list(rules.boundaries)) == (
+        DAY_0 + 8000,
+        5,
+        boundaries(policy, DAY_0),
+    )
+    assert rules_of(head, "b" * 16, Policy(), 0) == Rules(since_ms=None, boundaries=[])
