@@ -29,6 +29,8 @@ COMMANDS = {
     "points": ("store", "List what can be restored now."),
     "segments": ("store", "List the segments of a store."),
     "verify": ("store", "Check that what a store should have is there and unharmed."),
+    "monitor": ("index", "Say which namespaces this machine monitors."),
+    "meta": ("index", "Sync or rebuild the meta index, a cache of what stores hold."),
 }
 
 

@@ -1,0 +1,137 @@
+"""ourdb monitor, meta: what they print, what they refuse, and where they end when one of several fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from compactor.store import open_store
+from ourdb import line
+from ourdb.names import HEAD_KEY
+from tests.cli_runner import failed, ok, ourdb
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OURDB_META", str(tmp_path / "meta.db"))
+
+
+@pytest.fixture
+def databases(tmp_path: Path) -> Path:
+    """Two databases that were shipped, one of them to two stores, below a folder; and one that was not."""
+    folder = tmp_path / "databases"
+    for name in ("a", "deep/b", "c"):
+        directory = folder / name
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        ok("init", directory)
+        ok("set", directory, 1, "x")
+    ok("backup", folder / "a", url(tmp_path, "a"))
+    ok("backup", folder / "a", url(tmp_path, "a-too"))
+    ok("backup", folder / "deep/b", url(tmp_path, "b"))
+    return folder
+
+
+def url(tmp_path: Path, name: str) -> str:
+    return f"file://{tmp_path}/store/{name}"
+
+
+def listed() -> list[str]:
+    return [row["url"] for row in ok("monitor", "list", "--json").json["namespaces"]]
+
+
+def test_databases_below_a_folder_are_monitored_where_they_were_shipped_to(
+    databases: Path, tmp_path: Path
+) -> None:
+    done = ok("monitor", "add", "--from", databases)
+    assert listed() == [url(tmp_path, name) for name in ("a", "a-too", "b")]
+    assert f"never shipped: {databases}/c" in done.err
+    assert done.text.splitlines()[0] == f"1 segment up to seq 1, nothing new, 1 request: {listed()[0]}"
+    table = ok("monitor", "list").text
+    assert url(tmp_path, "b") in table
+
+
+def test_a_mark_of_another_endpoint_is_found_there(
+    databases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from backup.shipped import shipped_urls
+
+    mark = line.Mark(url="s3://bucket/p/n", generation="1" * 16, seq=1, chain=1, revision=1, run="2" * 16)
+    for store in ("s3:http://there:9000/bucket/p/n", "s3:aws/bucket/p/n"):
+        line.update(databases / "c", lambda known, store=store: line.raise_mark(known, store, mark))
+    assert shipped_urls(databases / "c") == ["s3://bucket/p/n", "s3://bucket/p/n?endpoint=http://there:9000"]
+
+
+def test_a_namespace_is_removed(databases: Path, tmp_path: Path) -> None:
+    one, two = url(tmp_path, "a"), url(tmp_path, "b")
+    ok("monitor", "add", one, two)
+    assert ok("monitor", "remove", one, "--json").json == {"removed": [one]}
+    assert listed() == [two]
+    assert ok("monitor", "remove", two).text == f"not monitored any more: {two}\n"
+    assert failed("monitor", "remove", two)["kind"] == "not_monitored"
+
+
+def test_a_sync_says_what_is_new_and_what_it_cost(databases: Path, tmp_path: Path) -> None:
+    one = url(tmp_path, "a")
+    ok("monitor", "add", one)
+    ok("set", databases / "a", 2, "y")
+    ok("backup", databases / "a", one, "--meta", tmp_path / "another-machine.db")
+    (found,) = ok("meta", "sync", "--json").json["namespaces"]
+    assert (found["changed"], found["last_seq"], found["segments"]) == (True, 2, 2)
+    (found,) = ok("meta", "sync", one, "--json").json["namespaces"]
+    assert not found["changed"]
+    assert {kind: count for kind, count in found["requests"].items() if count} == {"GET": 1}
+    assert "2 segments up to seq 2, nothing new, 1 request" in ok("meta", "sync", one, "--full").text
+    assert ok("meta", "rebuild", "--json").json["namespaces"][0]["last_seq"] == 2
+
+
+def test_one_of_several_that_fails_does_not_stop_the_others(databases: Path, tmp_path: Path) -> None:
+    one, none, two = (url(tmp_path, name) for name in ("a", "none", "b"))
+    done = ourdb("monitor", "add", one, none, two, "--json")
+    assert done.code == 3
+    assert [row["url"] for row in done.json["namespaces"]] == [one, two]
+    error = done.json["error"]
+    assert error["kind"] == "incomplete"
+    assert [(row["name"], row["error"]["kind"]) for row in error["failed"]] == [(none, "no_namespace")]
+    open_store(two).delete_many([HEAD_KEY])
+    text = ourdb("meta", "sync")
+    assert text.code == 3
+    assert f"1 of 2 failed, the first: {two}" in text.err
+    assert one in text.text
+
+
+def test_one_that_fails_alone_has_its_own_exit_code(tmp_path: Path) -> None:
+    assert failed("monitor", "add", url(tmp_path, "none"))["kind"] == "no_namespace"
+    assert failed("meta", "sync", url(tmp_path, "none"))["kind"] == "not_monitored"
+    assert failed("monitor", "add", "--from", tmp_path / "none")["kind"] == "no_directory"
+
+
+def test_a_database_with_a_damaged_line_is_named(databases: Path, tmp_path: Path) -> None:
+    (databases / "a" / line.FILE_NAME).write_text("{")
+    done = ourdb("monitor", "add", "--from", databases, "--json")
+    assert done.code == 3
+    assert done.json["error"]["failed"][0]["name"] == str(databases / "a")
+    assert listed() == [url(tmp_path, "b")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("monitor", "add"),
+        ("monitor", "remove"),
+        ("monitor", "list", "file:///x/y"),
+        ("monitor", "remove", "--from", "."),
+        ("monitor", "watch", "file:///x/y"),
+        ("meta", "rebuild", "--full"),
+        ("meta", "rebuild", "file:///x/y"),
+        ("meta", "drop"),
+    ],
+)
+def test_what_makes_no_sense_is_a_usage_error(words: tuple[str, ...]) -> None:
+    assert failed(*words)["kind"] == "usage"
+
+
+def test_nothing_monitored_is_nothing_to_do() -> None:
+    assert ok("monitor", "list", "--json").json == {"namespaces": []}
+    assert ok("meta", "sync", "--json").json == {"namespaces": []}
+    assert ok("meta", "sync").text == ""
