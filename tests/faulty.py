@@ -1,7 +1,8 @@
 """A store that fails as real ones do, around any other: for tests of whoever must survive that.
 
-Requests may be lost before or after their effect, take effect late or twice; the head may be wedged, or
-old and new in turn; conditions may be ignored. `interleave` lets somebody else act just before a request.
+Requests may be lost before or after their effect, or in the middle of an upload, which then stays
+unfinished; they may take effect late or twice. The head may be wedged, or old and new in turn; conditions
+may be ignored. `interleave` lets somebody else act just before a request.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from compactor.store.base import (
     Failures,
     ListPage,
     NoAnswer,
+    NoSuchKey,
     NotSupported,
     Piece,
     PreconditionFailed,
@@ -22,11 +24,14 @@ from compactor.store.base import (
     Stat,
     Store,
     Tail,
+    Upload,
 )
+from compactor.store.memory import MemoryStore
 from compactor.store.requests import RequestCounter
 from compactor.url import StoreUrl
 
-How = Literal["before", "after", "late", "twice"]
+How = Literal["before", "middle", "after", "late", "twice"]
+UPLOADS = ("put_stream", "assemble")
 WRITES = ("put_if_absent", "put_if_match", "put_stream", "assemble", "delete_many")
 
 
@@ -36,6 +41,23 @@ class _Plan:
     key: str
     act: Callable[[Callable[[], Any]], Any]
     left: int
+
+
+@dataclass
+class _Upload:
+    """A request that sends. begin: what it does before it is broken off in the middle."""
+
+    send: Callable[[], Any]
+    begin: Callable[[], Any]
+
+    def __call__(self) -> Any:
+        return self.send()
+
+
+def begin(send: Callable[[], Any]) -> None:
+    """What is done of a request that is broken off in the middle: an upload is begun, of others nothing is."""
+    if isinstance(send, _Upload):
+        send.begin()
 
 
 class FaultyStore:
@@ -56,8 +78,11 @@ class FaultyStore:
 
     def fail(self, method: str, key: str = "", how: How = "before", *, times: int = 1) -> None:
         """The next `times` requests of this method on keys that begin so are not answered."""
+        assert how != "middle" or method in UPLOADS
 
         def act(send: Callable[[], Any]) -> Any:
+            if how == "middle":
+                begin(send)
             if how in ("after", "twice"):
                 send()
             if how in ("late", "twice"):
@@ -80,7 +105,7 @@ class FaultyStore:
         while self.landing:
             try:
                 self.landing.pop(0)()
-            except PreconditionFailed:
+            except (PreconditionFailed, NoSuchKey):  # another was first, or what it copies from is gone
                 continue
 
     def tear(self, *replies: Reply) -> None:
@@ -159,7 +184,10 @@ class FaultyStore:
         return self._send(
             "put_stream",
             key,
-            lambda: self.inner.put_stream(key, [data], size_hint=size_hint, on_begin=on_begin),
+            _Upload(
+                lambda: self.inner.put_stream(key, [data], size_hint=size_hint, on_begin=on_begin),
+                lambda: self._begin(key, on_begin),
+            ),
         )
 
     def assemble(
@@ -172,7 +200,12 @@ class FaultyStore:
     ) -> Stat:
         given = list(pieces)
         return self._send(
-            "assemble", key, lambda: self.inner.assemble(key, given, size_hint=size_hint, on_begin=on_begin)
+            "assemble",
+            key,
+            _Upload(
+                lambda: self.inner.assemble(key, given, size_hint=size_hint, on_begin=on_begin),
+                lambda: self._begin(key, on_begin),
+            ),
         )
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListPage]:
@@ -188,6 +221,9 @@ class FaultyStore:
     def abort_upload(self, key: str, upload_id: str) -> None:
         self._send("abort_upload", key, lambda: self.inner.abort_upload(key, upload_id))
 
+    def list_uploads(self) -> Iterator[Upload]:
+        return self._send("list_uploads", "", self.inner.list_uploads)
+
     def heads_above(self) -> str | None:
         return self._send("heads_above", "", self.inner.heads_above)
 
@@ -201,6 +237,16 @@ class FaultyStore:
                 plan.left -= 1
                 return plan.act(send)
         return send()
+
+    def _begin(self, key: str, on_begin: Callable[[str], None] | None) -> None:
+        """Begins an upload that nobody goes on with."""
+        inner = self.inner
+        while isinstance(inner, FaultyStore):
+            inner = inner.inner
+        assert isinstance(inner, MemoryStore), "no other store can be left with an unfinished upload"
+        upload_id = inner.begin_upload(key)
+        if on_begin is not None:
+            on_begin(upload_id)
 
     def _get(self, key: str) -> Reply:
         if key == "head" and self.torn:

@@ -19,6 +19,7 @@ from compactor.store import (
     Stat,
     Store,
     StoreOptions,
+    Upload,
     open_store,
     probe,
 )
@@ -371,6 +372,46 @@ class TestAssembling:
             store.assemble("lists/a", [piece], size_hint=20 * MIB, on_begin=refuse)
         assert (store.requests.counts()["COPY"], store.requests.counts()["PUT"]) == (0, 0)
         assert store.head("lists/a") is None
+
+
+class TestUploads:
+    def test_upload_that_is_under_way_is_listed_and_gone_in_the_end(self, store: Store) -> None:
+        began: list[str] = []
+        seen: list[Upload] = []
+
+        def chunks() -> Iterator[bytes]:
+            yield bytes(8 * MIB)
+            seen.extend(store.list_uploads())
+            yield b"end"
+
+        put = store.put_stream(SEGMENTS + "a.seg", chunks(), on_begin=began.append)
+        assert [upload.upload_id for upload in seen] == began
+        assert seen[0].key.startswith(SEGMENTS)
+        assert abs(seen[0].initiated_ms - put.modified_ms) < 60_000
+        assert list(store.list_uploads()) == []
+
+    def test_listed_upload_can_be_aborted(self, store: Store) -> None:
+        def pieces() -> Iterator[bytes]:
+            yield bytes(8 * MIB)
+            for upload in store.list_uploads():
+                store.abort_upload(upload.key, upload.upload_id)
+            assert list(store.list_uploads()) == []
+            raise RuntimeError("aborted by somebody else")
+
+        with pytest.raises(RuntimeError, match="aborted by somebody else"):
+            store.assemble(SEGMENTS + "a.seg", pieces(), size_hint=9 * MIB)
+        assert listed(store) == []
+
+    def test_uploads_of_neighbours_are_not_listed(self, store: Store, url: str) -> None:
+        seen: list[Upload] = []
+
+        def chunks() -> Iterator[bytes]:
+            yield bytes(8 * MIB)
+            seen.extend(store.list_uploads())
+
+        with closing(open_store(url + "-2", options=OPTIONS)) as neighbour:
+            neighbour.put_stream("lists/a", chunks())
+        assert seen == []
 
 
 class TestListing:

@@ -16,6 +16,7 @@ from compactor.store.base import (
     Store,
     StoreOptions,
     Tail,
+    Upload,
 )
 from compactor.store.probe import ProbeResult, probe
 from compactor.url import StoreUrl, parse_url
@@ -35,6 +36,7 @@ __all__ = [
     "Store",
     "StoreOptions",
     "Tail",
+    "Upload",
     "open_store",
     "probe",
 ]

@@ -90,6 +90,16 @@ class ListPage:
 
 
 @dataclass(frozen=True)
+class Upload:
+    """An unfinished upload. initiated_ms: when it was begun, by the store's clock; for a local file, when it
+    was last written to."""
+
+    key: str
+    upload_id: str
+    initiated_ms: int
+
+
+@dataclass(frozen=True)
 class CopyRange:
     """Bytes of another object of the namespace. etag: of the object, None if any will do. start, length: in
     bytes."""
@@ -228,7 +238,13 @@ class Store(Protocol):
         ...
 
     def abort_upload(self, key: str, upload_id: str) -> None:
-        """Frees what an unfinished put_stream left; no error if there is nothing (any more)."""
+        """Frees what an unfinished put_stream or assemble left; no error if there is nothing (any more)."""
+        ...
+
+    def list_uploads(self) -> Iterator[Upload]:
+        """What put_stream and assemble left unfinished, or are at, in no order: as far as the store tells.
+        Some tell nothing, so what a run begins is noted too. For local files the key is only a place that
+        abort_upload understands."""
         ...
 
     def heads_above(self) -> str | None:

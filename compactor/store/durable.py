@@ -125,6 +125,16 @@ def abandon(directory: Path, name: str) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
+def temporary_files(root: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Those in the directory and below, used or abandoned."""
+    for directory, _, names in os.walk(root):
+        for name in filter(_TEMPORARY.fullmatch, names):
+            path = Path(directory, name)
+            status = regular_status(path)
+            if status is not None:
+                yield path, status
+
+
 def sweep(directory: Path) -> None:
     """Removes the temporary files of writers that were killed."""
     with os.scandir(directory) as entries:

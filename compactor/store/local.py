@@ -29,6 +29,7 @@ from compactor.store.base import (
     Stat,
     StoreOptions,
     Tail,
+    Upload,
     checked_etag,
     checked_key,
     no_such_key,
@@ -44,6 +45,7 @@ from compactor.store.durable import (
     regular_status,
     sweep,
     sync_directory,
+    temporary_files,
     translated,
 )
 from compactor.store.requests import RequestCounter
@@ -185,6 +187,13 @@ class LocalStore:
         path = self._path(key)
         with translated(path):
             abandon(path.parent, upload_id)
+
+    def list_uploads(self) -> Iterator[Upload]:
+        self.requests.add("LIST")
+        with translated(self._root):
+            for path, status in temporary_files(self._root):
+                key = path.relative_to(self._root).with_name(path.name.removeprefix(".")).as_posix()
+                yield Upload(key, path.name, status.st_mtime_ns // 1_000_000)
 
     def heads_above(self) -> str | None:
         path = Path("/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from bisect import bisect_right
@@ -22,6 +23,7 @@ from compactor.store.base import (
     Stat,
     StoreOptions,
     Tail,
+    Upload,
     checked_etag,
     checked_key,
     no_such_key,
@@ -44,10 +46,12 @@ class _Object:
 
 @dataclass
 class Bucket:
-    """Objects by key, shared by the stores on them. clock_ms: what LastModified and Date are taken from."""
+    """Objects by key, shared by the stores on them. clock_ms: what LastModified and Date are taken from.
+    uploads: when each unfinished one was begun, by key and id."""
 
     clock_ms: Callable[[], int] = now_ms
     objects: dict[str, _Object] = field(default_factory=dict)
+    uploads: dict[tuple[str, str], int] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
@@ -118,21 +122,20 @@ class MemoryStore:
         size_hint: int | None = None,
         on_begin: Callable[[str], None] | None = None,
     ) -> Stat:
-        checked_key(key)
         data = bytearray()
         begun = False
-        for chunk in chunks:
-            data += chunk
-            if len(data) > self._options.put_bytes_max and not begun:
-                begun = True
+        with self._upload(key, on_begin) as begin:
+            for chunk in chunks:
+                data += chunk
+                if len(data) > self._options.put_bytes_max and not begun:
+                    begun = True
+                    self.requests.add("POST")
+                    begin()
+            for _ in range(-(-len(data) // self._options.part_bytes) if begun else 1):
+                self.requests.add("PUT")
+            if begun:
                 self.requests.add("POST")
-                if on_begin is not None:
-                    on_begin(secrets.token_hex(8))
-        for _ in range(-(-len(data) // self._options.part_bytes) if begun else 1):
-            self.requests.add("PUT")
-        if begun:
-            self.requests.add("POST")
-        return self._put(key, bytes(data))
+            return self._put(key, bytes(data))
 
     def assemble(
         self,
@@ -142,19 +145,15 @@ class MemoryStore:
         size_hint: int,
         on_begin: Callable[[str], None] | None = None,
     ) -> Stat:
-        checked_key(key)
         data = bytearray()
 
         def append(piece: Piece) -> None:
             nonlocal data
             data += self._range(piece) if isinstance(piece, CopyRange) else piece
 
-        def begin() -> None:
-            if on_begin is not None:
-                on_begin(secrets.token_hex(8))
-
-        assemble_here(pieces, size_hint, self._options, self.requests, begin=begin, append=append)
-        return self._put(key, bytes(data))
+        with self._upload(key, on_begin) as begin:
+            assemble_here(pieces, size_hint, self._options, self.requests, begin=begin, append=append)
+            return self._put(key, bytes(data))
 
     def list(self, prefix: str = "", start_after: str = "") -> Iterator[ListPage]:
         with self._bucket.lock:
@@ -181,6 +180,15 @@ class MemoryStore:
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         self.requests.add("DELETE")
+        self._bucket.uploads.pop((self._root + checked_key(key), upload_id), None)
+
+    def list_uploads(self) -> Iterator[Upload]:
+        self.requests.add("LIST")
+        with self._bucket.lock:
+            uploads = list(self._bucket.uploads.items())
+        for (name, upload_id), begun_ms in uploads:
+            if name.startswith(self._root):
+                yield Upload(name.removeprefix(self._root), upload_id, begun_ms)
 
     def heads_above(self) -> str | None:
         parts = self.url.root.split("/")[:-1]
@@ -199,6 +207,29 @@ class MemoryStore:
         if found is None:
             raise no_such_key(self.url, key)
         return found
+
+    def begin_upload(self, key: str) -> str:
+        """The id of a new upload, which stays until it is aborted: for tests of whoever has to."""
+        upload_id = secrets.token_hex(8)
+        self._bucket.uploads[self._root + checked_key(key), upload_id] = self._bucket.clock_ms()
+        return upload_id
+
+    @contextlib.contextmanager
+    def _upload(self, key: str, on_begin: Callable[[str], None] | None) -> Iterator[Callable[[], None]]:
+        """Gives what begins an upload of the key; none is left in the end."""
+        checked_key(key)
+        begun: list[str] = []
+
+        def begin() -> None:
+            begun.append(self.begin_upload(key))
+            if on_begin is not None:
+                on_begin(begun[0])
+
+        try:
+            yield begin
+        finally:
+            for upload_id in begun:
+                self._bucket.uploads.pop((self._root + key, upload_id), None)
 
     def _range(self, wanted: CopyRange) -> memoryview:
         found = self._object(wanted.key)

@@ -28,6 +28,7 @@ from compactor.store.base import (
     Stat,
     StoreOptions,
     Tail,
+    Upload,
     checked_etag,
     checked_key,
     no_such_key,
@@ -44,6 +45,7 @@ from compactor.store.requests import RequestCounter
 from compactor.store.retry import WITHOUT_EFFECT, Altered, Retry, StoredAltered
 from compactor.store.s3_client import S3Client
 from compactor.store.s3_errors import NotModified, NotSatisfiable
+from compactor.store.uploads import list_uploads
 from compactor.url import StoreUrl
 from ourdb.errors import DamageError, RefusedError, TemporaryError
 
@@ -175,6 +177,9 @@ class S3Store:
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         self._uploader.abort(self._path(key), upload_id)
+
+    def list_uploads(self) -> Iterator[Upload]:
+        return list_uploads(self._client, self._retry, self._root)
 
     def heads_above(self) -> str | None:
         parts = self.url.root.split("/")[:-1]

@@ -31,6 +31,7 @@ _KIND_OF = {
     "HeadObject": "HEAD",
     "HeadBucket": "HEAD",  # boto3's own, to find the region of a bucket
     "ListObjectsV2": "LIST",
+    "ListMultipartUploads": "LIST",
     "DeleteObject": "DELETE",
     "DeleteObjects": "DELETE",
     "AbortMultipartUpload": "DELETE",
