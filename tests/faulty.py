@@ -55,7 +55,7 @@ class _Upload:
 
 
 def begin(send: Callable[[], Any]) -> None:
-    """What is done of a request that is broken off in the middle: an upload is begun, of others nothing is."""
+    """What is done of a request that is broken off in the middle: an upload is begun, nothing of others."""
     if isinstance(send, _Upload):
         send.begin()
 
