@@ -11,9 +11,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from backup.analyze import AnalysisReport, analyze
     from backup.every import backup_every
     from backup.options import BackupOptions
     from backup.points import PointsReport, points
+    from backup.remote import RemoteDatabase, RemoteOptions, open_remote
     from backup.report import BackupReport, SegmentReport
     from backup.restore import RestoreOptions, RestoreReport, restore
     from backup.run import backup
@@ -21,16 +23,21 @@ if TYPE_CHECKING:
     from backup.verify import VerifyReport, verify
 
 __all__ = [
+    "AnalysisReport",
     "BackupOptions",
     "BackupReport",
     "PointsReport",
+    "RemoteDatabase",
+    "RemoteOptions",
     "RestoreOptions",
     "RestoreReport",
     "SegmentReport",
     "SegmentsReport",
     "VerifyReport",
+    "analyze",
     "backup",
     "backup_every",
+    "open_remote",
     "points",
     "restore",
     "segments",
@@ -38,16 +45,21 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AnalysisReport": "analyze",
     "BackupOptions": "options",
     "BackupReport": "report",
     "PointsReport": "points",
+    "RemoteDatabase": "remote",
+    "RemoteOptions": "remote",
     "RestoreOptions": "restore",
     "RestoreReport": "restore",
     "SegmentReport": "report",
     "SegmentsReport": "segments",
     "VerifyReport": "verify",
+    "analyze": "analyze",
     "backup": "run",
     "backup_every": "every",
+    "open_remote": "remote",
     "points": "points",
     "restore": "restore",
     "segments": "segments",

@@ -29,6 +29,7 @@ COMMANDS = {
     "points": ("store", "List what can be restored now."),
     "segments": ("store", "List the segments of a store."),
     "verify": ("store", "Check that what a store should have is there and unharmed."),
+    "analyze": ("analyze", "Say what a store holds, and the shortest way to restore it."),
     "monitor": ("index", "Say which namespaces this machine monitors."),
     "meta": ("index", "Sync or rebuild the meta index, a cache of what stores hold."),
 }
