@@ -8,7 +8,7 @@ anew; it is damage only if that head names it still (protocol rule 7).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -58,7 +58,9 @@ class Planner:
     """Plans for one target of one namespace; reads the head when it is made. For several threads.
 
     fetcher: of the database's uuid, for the index of the segment that holds the target. stays: once a point
-    was found it is kept, whatever is written meanwhile. left_out: segments that are damaged or missing.
+    was found it is kept, whatever is written meanwhile. doubt: is told the key of a segment that seems
+    damaged; whether that may be the fault of a copy of it, which was let go of now. left_out: segments that
+    are damaged or missing.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class Planner:
         fetcher: Callable[[str], SegmentFetcher],
         *,
         stays: bool = False,
+        doubt: Callable[[SegmentEntry], bool] = lambda _: False,
     ) -> None:
-        self._session, self._wanted, self._generation, self._stays = session, wanted, generation, stays
+        self._session, self._wanted, self._generation = session, wanted, generation
+        self._stays, self._doubt = stays, doubt
         self._view = session.read()
         self.fetcher = fetcher(self._view.head.uuid)
         self._plan: Plan | None = None
@@ -93,7 +97,22 @@ class Planner:
                 return act(plan)
             except (NoSuchKey, DamageError) as error:
                 self._recover(plan, error)
-        raise TemporaryError(
+        raise self._restless()
+
+    def resume(self, stream: Callable[[Plan], Iterator[T]]) -> Iterator[T]:
+        """As `persist`, for what comes piece by piece: `stream` is called again to go on where it broke."""
+        for _ in range(PLANS_MAX):
+            plan = self._plan
+            try:
+                plan = plan or self._make()
+                yield from stream(plan)
+                return
+            except (NoSuchKey, DamageError) as error:
+                self._recover(plan, error)
+        raise self._restless()
+
+    def _restless(self) -> TemporaryError:
+        return TemporaryError(
             f"the head or its segments change faster than they can be read: {self._session.url}"
         )
 
@@ -103,18 +122,19 @@ class Planner:
             if self._plan is not plan:
                 return  # another thread has seen to it
             self._plan = None
-            key = error.fields.get("key")
             if isinstance(error, NoSuchKey):
                 self._view = self._session.read(uuid=self._view.head.uuid)
-                damage = missing(self._view, error.fields["key"])
-                if damage is None:
-                    return
-                error = damage
-            entry = next((entry for entry in self._view.segments if entry.key == key), None)
-            if key is None or entry is None or key in self._left_out:
+            entry = next((e for e in self._view.segments if e.key == error.fields.get("key")), None)
+            if isinstance(error, NoSuchKey):
+                if entry is None:
+                    return  # replaced since
+                error = _missing(entry)
+            elif entry is not None and self._doubt(entry):
+                return
+            if entry is None or entry.key in self._left_out:
                 raise error
             error.fields = {"first_seq": entry.first_seq, "last_seq": entry.last_seq} | error.fields
-            self._left_out[key] = error
+            self._left_out[entry.key] = error
 
     def _make(self) -> Plan:
         with self._lock:
@@ -187,16 +207,6 @@ def _lines_through(view: HeadView, point: Point, end: Generation | None) -> list
     return [point.generation, end.id] if owners.get(point.generation, 0) >= point.seq else [point.generation]
 
 
-def missing(view: View, key: str) -> DamageError | None:
-    """The error for an object that was not there although the head, read again, names it; None: it does
-    not."""
-    entry = next((entry for entry in view.segments if entry.key == key), None)
-    if entry is None:
-        return None
-    return DamageError(
-        f"segment is missing in the store: {key}",
-        kind="store_damaged",
-        key=key,
-        first_seq=entry.first_seq,
-        last_seq=entry.last_seq,
-    )
+def _missing(entry: SegmentEntry) -> DamageError:
+    """The error for an object that was not there although the head, read again, names it."""
+    return DamageError(f"segment is missing in the store: {entry.key}", kind="store_damaged", key=entry.key)

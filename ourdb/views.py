@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, ValuesView
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ourdb.reading import Reading
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 
 Pairs = Callable[[], Iterator[tuple[int, bytes]]]
 
@@ -14,7 +10,9 @@ Pairs = Callable[[], Iterator[tuple[int, bytes]]]
 class Items(ItemsView[int, bytes]):
     """Ids and values of one state, or of the current one. pairs: walks them; count: how many there are."""
 
-    def __init__(self, db: Reading, pairs: Pairs, count: Callable[[], int], *, current: bool) -> None:
+    def __init__(
+        self, db: Mapping[int, bytes], pairs: Pairs, count: Callable[[], int], *, current: bool
+    ) -> None:
         super().__init__(db)
         self._db, self._pairs, self._count, self._current = db, pairs, count, current
 
@@ -33,9 +31,9 @@ class Items(ItemsView[int, bytes]):
 
 
 class Values(ValuesView[bytes]):
-    """The values, by ascending id. What is deleted while they are walked is left out."""
+    """The values, in the order of `items`. What is deleted while they are walked is left out."""
 
-    def __init__(self, db: Reading) -> None:
+    def __init__(self, db: Mapping[int, bytes]) -> None:
         super().__init__(db)
         self._db = db
 

@@ -55,6 +55,10 @@ class Page:
                 self._check_column(name, values)
                 self._arrays[name] = values
 
+    def has(self, *names: str) -> bool:
+        """Whether these columns are there, and need no read."""
+        return all(name in self._arrays for name in names)
+
     def column(self, name: str) -> Array:
         """One column of LAYOUTS, read-only."""
         self.load(name)

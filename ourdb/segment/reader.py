@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 from crc32c import crc32c
@@ -69,6 +70,10 @@ class SegmentReader:
     def runs(self) -> tuple[Run, ...]:
         return self.footer.summary.runs
 
+    def located(self) -> AbstractContextManager[None]:
+        """Adds to a DamageError which file or object it is, unless it says so already."""
+        return self._source.located()
+
     def header(self) -> Header:
         """The header, which has to be the one that the footer was written for."""
         with self._source.located():
@@ -109,12 +114,15 @@ class SegmentReader:
         """The raw records of one block of a page, checked by the block's checksum."""
         return self.read_blocks(page, number, number + 1)[0]
 
-    def read_blocks(self, page: Page, first: int, end: int) -> list[Buffer]:
-        """The raw records of the blocks `first` to `end` (exclusive) of a page, by one read."""
+    def read_blocks(
+        self, page: Page, first: int, end: int, wanted: Iterable[int] | None = None
+    ) -> list[Buffer]:
+        """The raw records of the blocks `first` to `end` (exclusive) of a page, or of those of them that are
+        `wanted`, by one read."""
         with self._source.located():
             begin = int(page.block_offsets[first])
             stored = memoryview(self._source.read(begin, int(page.block_offsets[end]) - begin))
-            entries = [page.block(number) for number in range(first, end)]
+            entries = [page.block(number) for number in wanted or range(first, end)]
             pieces = [stored[entry.offset - begin :][: entry.stored_bytes] for entry in entries]
             return [decode_block(entry, piece) for entry, piece in zip(entries, pieces, strict=True)]
 

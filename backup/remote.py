@@ -1,0 +1,331 @@
+"""Reading without restoring: values, versions and states of a database straight from its store.
+
+The path is that of a restore to the same point, and so are the answers. Indexes are fetched as they are
+needed, the newest first, and kept as files; then each value is one ranged read.
+"""
+
+# ruff: noqa: A001, A002  (an id is called id)
+
+from __future__ import annotations
+
+import operator
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+
+from backup.id_search import Hits, IdSearch
+from backup.index_cache import CACHE_BYTES_MAX, CachedFetcher, IndexCache
+from backup.indexes import Indexes
+from backup.planner import Plan, Planner
+from backup.target import Wanted
+from backup.values import ValueReader
+from compactor.entries import SegmentEntry
+from compactor.index_points import Point
+from compactor.session import Session, open_session
+from compactor.store import StoreOptions
+from ourdb.config import Config
+from ourdb.errors import InvalidError, UnusableError
+from ourdb.history import Version
+from ourdb.lookup import Lookup
+from ourdb.reading import missing
+from ourdb.record import Record
+from ourdb.units import When
+from ourdb.views import Items, Values
+
+D = TypeVar("D")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteOptions:
+    """threads: that fetch and decompress. cache_bytes: of indexes that are kept as files, about. store: how
+    requests are made."""
+
+    threads: int = 4
+    cache_bytes: int = CACHE_BYTES_MAX
+    store: StoreOptions = StoreOptions()  # noqa: RUF009
+
+    def validate(self) -> RemoteOptions:
+        """Self, or InvalidError that names the option."""
+        if not 1 <= self.threads <= 64:
+            raise InvalidError(f"threads must be 1 to 64: {self.threads}")
+        if self.cache_bytes < 0:
+            raise InvalidError(f"cache_bytes must not be negative: {self.cache_bytes}")
+        return self
+
+
+def open_remote(
+    url: str,
+    *,
+    at: When | None = None,
+    seq: int | None = None,
+    before: When | None = None,
+    nearest_before: bool = False,
+    generation: str | None = None,
+    meta: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    options: RemoteOptions | None = None,
+) -> RemoteDatabase:
+    """Opens the database of a store for reading as it was at a point, exactly as a restore to there would
+    make it, without making it. The point stays while it is open, whatever is backed up meanwhile.
+
+    at: the last point up to this time, inclusive; before: exclusive; seq: this point; at most one of them,
+    none: the newest. nearest_before: what cannot be met exactly is answered by the nearest point before.
+    generation: the line that ends in this one, needed where two lines are open. meta: path of the meta index,
+    None: the user's own. cache: folder for indexes, None: `indexes` beside the meta index; where there is no
+    such place, or it cannot be written, they are fetched anew.
+
+    Opening is one GET of the head (answered 304 if it is known), and for a target that the head does not tell
+    the index of one segment. Raises as `restore` does: UnreachableError (with nearest_before and
+    nearest_after), NotFoundError (`no_namespace`, `no_generation`), FencedError (`two_lines`), DamageError,
+    InvalidError, StorageError, RefusedError, TemporaryError. Close it after use.
+    """
+    wanted = Wanted.of(at=at, seq=seq, before=before, nearest_before=nearest_before)
+    options = (options or RemoteOptions()).validate()
+    with ExitStack() as stack:
+        session = stack.enter_context(open_session(url, meta, options.store))
+        folder = Path(cache) if cache is not None else _beside(session)
+        files = IndexCache(folder, bytes_max=options.cache_bytes)
+        database = RemoteDatabase(session, wanted, generation, files, threads=options.threads)
+        database.on_close(stack.pop_all().close)
+        return database
+
+
+def _beside(session: Session) -> Path | None:
+    meta = session.namespace.meta
+    return meta.folder / "indexes" if meta and meta.folder else None
+
+
+@dataclass(frozen=True)
+class _Path:
+    """A plan, and what looks along it."""
+
+    plan: Plan
+    search: IdSearch
+    values: ValueReader
+
+
+class RemoteDatabase(Mapping[int, bytes]):
+    """A database as a store has it, at one point, for reading. For several threads; a context manager.
+
+    point: seq, time and generation; None: nothing was ever written. config: what the database was made with.
+
+    What is asked may raise DamageError (`store_damaged`) where the store is damaged and no other path leads
+    to the point; UnreachableError where a compaction has merged the point away since it was opened;
+    RefusedError, TemporaryError; UnusableError once it is closed.
+    """
+
+    def __init__(
+        self, session: Session, wanted: Wanted, generation: str | None, cache: IndexCache, *, threads: int
+    ) -> None:
+        self._session, self._cache = session, cache
+        self._ahead = 2 * threads
+        self._doubted: set[str] = set()
+        self._lock, self._table_lock = threading.Lock(), threading.Lock()
+        self._table: Lookup | None = None
+        self._path: _Path | None = None
+        self._closing = ExitStack()
+        self._closed = False
+        self._planner = Planner(
+            session,
+            wanted,
+            generation,
+            lambda uuid: CachedFetcher(session.store, uuid, cache),
+            stays=True,
+            doubt=self._doubt,
+        )
+        self._pool = ThreadPoolExecutor(threads, "remote")
+        self._indexes = Indexes(self._planner.fetcher, self._pool)
+        plan = self._planner.persist(lambda plan: plan)
+        self.point: Point | None = plan.point
+        self.config = Config.from_json(dict(plan.view.head.config))
+
+    # -- one value
+
+    @overload
+    def get(self, id: int, default: None = None, /) -> bytes | None: ...
+    @overload
+    def get(self, id: int, default: D, /) -> bytes | D: ...
+    def get(self, id: int, default: Any = None, /) -> Any:
+        """The value of an id, or `default`."""
+        return self.get_many([id], default)[0]
+
+    def get_many(self, ids: Iterable[int], default: D | None = None) -> list[bytes | D | None]:
+        """The values of many ids, in their order; `default` for those that are not there. Those that lie near
+        each other are fetched together, several requests at once."""
+        wanted = [_number(id) for id in ids]
+        inside = np.unique(np.array([id for id in wanted if self._may_hold(id)], np.int64))
+
+        def read(path: _Path) -> dict[int, bytes]:
+            if not len(inside):
+                return {}
+            hits = (hits[hits.alive] for hits in path.search.newest(inside))
+            return {record.id: record.value for record in path.values.read(hits)}
+
+        found = self._ask(read)
+        return [found.get(id, default) for id in wanted]
+
+    def history(self, id: int, depth: int | None = None) -> list[Version]:
+        """The versions of an id up to the point, as far as merges kept them, newest first, at most `depth`; a
+        deletion has value None."""
+        if depth is not None and depth < 0:
+            raise InvalidError(f"depth must not be negative: {depth}")
+        number = _number(id)
+        if not self._may_hold(number) or depth == 0:
+            return []
+        return self._ask(lambda path: _versions(path, number, depth))
+
+    # -- a mapping of int to bytes
+
+    def __getitem__(self, id: int) -> bytes:
+        value = self.get(id)
+        if value is None:
+            raise missing(id)
+        return value
+
+    def __contains__(self, id: object) -> bool:
+        if not isinstance(id, int | np.integer) or not self._may_hold(int(id)):
+            return False
+        wanted = np.array([int(id)], np.int64)
+        return self._ask(lambda path: any(hits.alive.all() for hits in path.search.newest(wanted)))
+
+    def __len__(self) -> int:
+        return self._lookup().count
+
+    def __iter__(self) -> Iterator[int]:
+        """Ids, ascending."""
+        for ids in self._lookup().alive():
+            yield from ids.tolist()
+
+    def items(self) -> Items:
+        """Ids and values, in log order (by the seq of the value), for so each block is fetched once. In
+        memory are some bytes for each id, and values in flight."""
+        return Items(self, self._pairs, self.__len__, current=True)
+
+    def values(self) -> Values:
+        """The values, in the order of `items`."""
+        return Values(self)
+
+    # -- what it cost, and the end
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Keys of segments that are damaged or missing, and were not needed so far."""
+        return self._planner.left_out
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should be told."""
+        return self._session.notes
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """How many requests were sent, by kind."""
+        return self._session.store.requests.counts()
+
+    def on_close(self, action: Callable[[], object]) -> None:
+        """What `close` does at last."""
+        self._closing.callback(action)
+
+    def close(self) -> None:
+        """Gives back connections, threads and memory. Closing twice does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._pool.shutdown(cancel_futures=True)
+        self._cache.trim()
+        self._table = self._path = None
+        self._closing.close()
+
+    def __enter__(self) -> RemoteDatabase:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- beneath
+
+    def _ask(self, question: Callable[[_Path], T]) -> T:
+        self._require_open()
+        return self._planner.persist(lambda plan: question(self._along(plan)))
+
+    def _along(self, plan: Plan) -> _Path:
+        path = self._path
+        if path is None or path.plan is not plan:
+            search = IdSearch(plan.steps, self._indexes, count=self._ahead)
+            path = _Path(plan, search, ValueReader(plan.steps, self._indexes, self._pool, count=self._ahead))
+            self._path = path
+        return path
+
+    def _lookup(self) -> Lookup:
+        """Which seq each id has at the point."""
+        with self._table_lock:
+            if self._table is None:
+                self._table = self._ask(self._make_lookup)
+            return self._table
+
+    def _make_lookup(self, path: _Path) -> Lookup:
+        lookup = Lookup(self.config.record_nr_max, seq=path.plan.seq)
+        for hits in path.search.log():
+            lookup.put_many(hits.ids, hits.seqs, hits.alive)
+        return lookup
+
+    def _pairs(self) -> Iterator[tuple[int, bytes]]:
+        lookup, done = self._lookup(), 0
+
+        def go_on(plan: Plan) -> Iterator[Record]:
+            path = self._along(plan)
+            hits = (hits[(lookup.seqs(hits.ids) == hits.seqs) & hits.alive] for hits in path.search.log(done))
+            return path.values.read(hits)
+
+        for record in self._planner.resume(go_on):
+            self._require_open()
+            done = record.seq
+            yield record.id, record.value
+
+    def _doubt(self, entry: SegmentEntry) -> bool:
+        """Whether the damage may be that of a copy in the cache: it is let go of, once."""
+        self._indexes.forget()
+        if entry.key in self._doubted:
+            return False
+        self._doubted.add(entry.key)
+        return self._cache.drop(entry)
+
+    def _may_hold(self, id: int) -> bool:
+        return 0 <= id <= self.config.record_nr_max
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UnusableError("the database was closed")
+
+
+def _versions(path: _Path, id: int, depth: int | None) -> list[Version]:
+    """Values are fetched of those records only that have one, and count."""
+    found: list[Hits] = []
+    count = 0
+    for hits in path.search.versions(id):
+        found.append(hits if depth is None else hits[-(depth - count) :])
+        count += len(found[-1])
+        if count == depth:
+            break
+    values = {record.seq: record.value for record in path.values.read(hits[hits.alive] for hits in found)}
+    return [
+        Version(seq, time_ms, values.get(seq))
+        for hits in found
+        for seq, time_ms in zip(hits.seqs[::-1].tolist(), hits.times[::-1].tolist(), strict=True)
+    ]
+
+
+def _number(id: int) -> int:
+    try:
+        return operator.index(id)
+    except TypeError as error:
+        raise InvalidError(f"an id is an int: {id!r}") from error
