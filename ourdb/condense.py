@@ -13,14 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ourdb import line
 from ourdb.active import ENDING_BYTES_A_RECORD, area_end, summarize
 from ourdb.directory import IDENTITY, Directory, FileEntry, FileList
 from ourdb.errors import DamageError, InvalidError, StorageError, TemporaryError, UnreachableError
 from ourdb.history import resolve
-from ourdb.layout import Cutter, summarize_cuts
+from ourdb.layout import Cutter, kept_columns, summarize_cuts
 from ourdb.merge import MergePlan, SourceColumns, plan_merge
 from ourdb.merged import write_merged
 from ourdb.names import SegmentKey, parse_key
@@ -259,7 +257,7 @@ def _plan(db: OurDB, wish: Wish | None, entries: Sequence[FileEntry]) -> Merge:
     cutter = Cutter(plan.summary.first_seq, plan.runs, size, ENDING_BYTES_A_RECORD)
     total = 0
     for source, live in zip(sources, plan.live, strict=True):
-        for kept, closed in _kept(source, live):
+        for kept, closed in kept_columns(source, live):
             cutter.add(kept, closed=closed)
             total += int(kept.raw_sizes.sum())
 
@@ -268,19 +266,8 @@ def _plan(db: OurDB, wish: Wish | None, entries: Sequence[FileEntry]) -> Merge:
             if source.summary.first_seq <= last_seq and source.summary.last_seq >= first_seq:
                 yield from source.columns(first_seq, last_seq)
 
-    cuts = list(cutter.cuts())
-    outputs = summarize_cuts(plan.summary, cuts, fetch)
+    outputs = summarize_cuts(plan.summary, cutter.cuts(), fetch)
     return Merge(tuple(sources), tuple(entries), tuple(readers), plan, tuple(outputs), total)
-
-
-def _kept(source: SourceColumns, live: np.ndarray[Any, Any]) -> Iterator[tuple[Columns, bool]]:
-    """The columns of the records that are kept, and whether a piece is the last of its file."""
-    start = 0
-    for columns in source.columns(source.summary.first_seq, source.summary.last_seq):
-        kept = columns[live[start : start + len(columns)]]
-        start += len(columns)
-        if len(kept):
-            yield kept, int(kept.seq[-1]) == source.summary.last_seq
 
 
 def _active_source(db: OurDB) -> SourceColumns:

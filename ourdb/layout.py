@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ourdb.liveness import mask_ranges
-from ourdb.merge import fold_ranges
+from ourdb.merge import SourceColumns, fold_ranges
 from ourdb.segment.columns import Columns, batch_ends
 from ourdb.segment.summary import Run, Stretch, Summary
 
@@ -162,6 +162,16 @@ class Cutter:
         )
         self._before, self._first_seq, self._first_time = last, last.seq + 1, next_time
         self._end, self._inside = None, goes_on
+
+
+def kept_columns(source: SourceColumns, live: NDArray[np.bool_]) -> Iterator[tuple[Columns, bool]]:
+    """The columns of the records that are kept, and whether a piece is the last of its file."""
+    start = 0
+    for columns in source.columns(source.summary.first_seq, source.summary.last_seq):
+        kept = columns[live[start : start + len(columns)]]
+        start += len(columns)
+        if len(kept):
+            yield kept, int(kept.seq[-1]) == source.summary.last_seq
 
 
 def summarize_cuts(whole: Summary, cuts: Sequence[Cut], columns: FetchColumns) -> list[Summary]:
