@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 
 import numpy as np
 from crc32c import crc32c
@@ -69,10 +68,6 @@ class SegmentReader:
     @property
     def runs(self) -> tuple[Run, ...]:
         return self.footer.summary.runs
-
-    def located(self) -> AbstractContextManager[None]:
-        """Adds to a DamageError which file or object it is, unless it says so already."""
-        return self._source.located()
 
     def header(self) -> Header:
         """The header, which has to be the one that the footer was written for."""
