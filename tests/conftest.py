@@ -62,6 +62,18 @@ def s3_environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.fixture
+def stub_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any will do for a stub."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture
 def s3_url(s3_environment: S3Server) -> str:
     """The URL of a namespace that is not there yet, under a prefix of the test's own."""
     return f"s3://{s3_environment.bucket}/{RUN}/{secrets.token_hex(6)}/name"
