@@ -1,0 +1,225 @@
+"""Compaction: a strategy's sets of a namespace become one segment each (docs/protocols.md)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from compactor.compact_options import CompactOptions, Progress, Wish
+from compactor.compact_report import CompactReport, SetReport
+from compactor.merging import Merger
+from compactor.path import HeadView, open_lines, route
+from compactor.policy import Anchor, policy_for
+from compactor.publish import Change, follow
+from compactor.session import Session, open_session
+from compactor.set_run import SetRun, Standing, report_of
+from compactor.sets import MergeSet, find_sets
+from compactor.view import View
+from compactor.windows import lost_range
+from ourdb.errors import DamageError
+from ourdb.names import HEAD_KEY
+from ourdb.units import now_ms
+
+
+def compact(
+    url: str,
+    *,
+    strategy: str = "auto",
+    threshold: int | None = None,
+    window: int | None = None,
+    dry_run: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    meta: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    options: CompactOptions | None = None,
+) -> CompactReport:
+    """Merges the segments of a namespace, as a strategy says, and publishes each set as soon as it is done.
+
+    strategy: `auto`, `levels`, `log` or `all`; threshold: of auto and levels, at least 2 segments. window: ms
+    before now in which every point stays restorable, 0: the newest only; not less than the policy's, None:
+    the policy's. Without either nothing is dropped, segments are only joined. Pins, branch points and what
+    keep rules name stay restorable in any case. dry_run: writes nothing, and reports what would be done; the
+    indexes of the sets are read for it. out: a folder to write the merged segments to, as files under their
+    names in the store; nothing is published. force: drops although the clocks of this machine and of the
+    store differ by more than five minutes. meta: path of the meta index, None: the user's own. progress: is
+    called with bytes done, bytes in all, and what is being done, by any thread.
+
+    What the report calls merged is published, in a head that names it instead of its sources. They stay in
+    the store for the grace time, and until `prune`.
+
+    Raises InvalidError (also `below_policy`), NotFoundError (`no_namespace`), FencedError (`no_cas`,
+    `other_host`), DamageError (`store_damaged`: what could be merged is, what is damaged stays), ExistsError
+    (`out`), RefusedError, StorageError, and TemporaryError: try again.
+    """
+    chosen = options or CompactOptions()
+    with open_session(url, meta, chosen.store) as session:
+        return compact_session(
+            session,
+            strategy=strategy,
+            threshold=threshold,
+            window=window,
+            dry_run=dry_run,
+            out=out,
+            force=force,
+            progress=progress,
+            options=chosen,
+        )
+
+
+def compact_session(
+    session: Session,
+    *,
+    strategy: str = "auto",
+    threshold: int | None = None,
+    window: int | None = None,
+    dry_run: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    options: CompactOptions | None = None,
+    clock_ms: Callable[[], int] = now_ms,
+) -> CompactReport:
+    """`compact` for a namespace that is open. clock_ms: of this machine."""
+    wish = Wish.of(
+        strategy=strategy, threshold=threshold, window=window, dry_run=dry_run, out=out, force=force
+    )
+    return _Compaction(session, wish, options or CompactOptions(), clock_ms, progress).run()
+
+
+class _Compaction:
+    def __init__(
+        self,
+        session: Session,
+        wish: Wish,
+        options: CompactOptions,
+        clock_ms: Callable[[], int],
+        progress: Progress | None,
+    ) -> None:
+        self._session, self._wish, self._clock_ms = session, wish, clock_ms
+        self._options, self._progress = options.validate(), progress
+        self._notes: list[str] = []
+        self._done: list[SetReport] = []
+
+    def run(self) -> CompactReport:
+        """Where nothing is to be merged it is the one GET of the head, conditional if a head
+        is remembered."""
+        wish = self._wish
+        view = self._session.read()
+        drops = policy_for(view.head, wish.window_ms).drops
+        sets = find_sets(view, wish.strategy, drops=drops)
+        before = newest_path(view)
+        after = len(before)
+        if sets:
+            standing = self._stand(view, drops=drops)
+            self._merge(standing, sets)
+            if wish.publishes:
+                after = len(newest_path(standing.view))
+            else:
+                after -= sum(
+                    _saved(chosen, done, before) for chosen, done in zip(sets, self._done, strict=True)
+                )
+        return CompactReport(
+            url=self._session.url,
+            strategy=wish.strategy.name,
+            dry_run=wish.dry_run,
+            sets=tuple(self._done),
+            segments_before=len(before),
+            segments_after=after,
+            requests=self._session.store.requests.counts(),
+            notes=(*self._session.notes, *self._notes),
+        )
+
+    def _stand(self, view: View, *, drops: bool) -> Standing:
+        """What the sets have in common. Refuses, before anything is uploaded, what could not be committed."""
+        session, wish = self._session, self._wish
+        local_ms, stat = self._clock_ms(), session.store.head(HEAD_KEY)
+        store_ms = stat.date_ms if stat else 0  # a head that was not changed was not sent, nor a Date kept
+        anchor = Anchor.of(view.head, local_ms=local_ms, store_ms=store_ms)
+        keeps_all = drops and not anchor.trusted and not wish.force
+        if keeps_all:
+            self._notes.append(f"nothing is dropped: {anchor.why} (set the clock, or say --force)")
+        ahead_ms = store_ms - local_ms if store_ms else 0
+        standing = Standing(
+            session=session,
+            view=view,
+            window_ms=wish.window_ms,
+            keeps_all=keeps_all,
+            anchor_ms=anchor.time_ms,
+            dry_run=wish.dry_run,
+            out=wish.out,
+            wait_seconds=self._options.wait_seconds,
+            now_ms=lambda: self._clock_ms() + ahead_ms,
+        )
+        if wish.publishes:
+            session.namespace.ensure_trusted(view)
+            follow(view, standing.writer(), Change())
+        return standing
+
+    def _merge(self, standing: Standing, sets: Sequence[MergeSet]) -> None:
+        """All sets, those behind a damaged one too. Raises DamageError at the end if there was one."""
+        problems: list[DamageError] = []
+        gauge = _Gauge(self._progress, sum(chosen.bytes for chosen in sets))
+        store, uuid, options = self._session.store, standing.view.head.uuid, self._options
+        with Merger(
+            store, uuid, threads=options.threads, folder=options.folder, on_bytes=gauge.advance
+        ) as merger:
+            for chosen in sets:
+                gauge.begin(chosen)
+                try:
+                    self._done.append(SetRun(standing, merger, chosen).run())
+                except DamageError as error:
+                    if error.fields.get("key") not in chosen.keys:
+                        raise
+                    problems.append(error)
+                    self._done.append(report_of(chosen, "damaged", problem=error.message))
+        if problems:
+            raise self._damage(problems)
+
+    def _damage(self, problems: Sequence[DamageError]) -> DamageError:
+        first, rest = problems[0], len(self._done) - len(problems)
+        fields = {**first.fields, "sets": [done.as_json() for done in self._done]}
+        return DamageError(
+            f"{len(problems)} of {len(self._done)} sets could not be merged, and stay as they are ({rest} "
+            f"went on): {first.message}",
+            kind=first.kind,
+            **fields,
+        )
+
+
+class _Gauge:
+    """How much of all sets is done, in bytes; a set counts for what its segments have."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total = progress, total
+        self._before = self._size = self._moved = 0
+        self._what = ""
+
+    def begin(self, chosen: MergeSet) -> None:
+        """What follows is of this set."""
+        self._before, self._size, self._moved = self._before + self._size, chosen.bytes, 0
+        self._what = f"merging seq {chosen.first_seq} to {chosen.last_seq}"
+        self.advance(0)
+
+    def advance(self, more_bytes: int) -> None:
+        self._moved = min(self._moved + more_bytes, self._size)
+        if self._progress:
+            self._progress(self._before + self._moved, self._total, self._what)
+
+
+def newest_path(view: HeadView) -> frozenset[str]:
+    """The keys of the segments that a restore of the newest point reads, of all open lines. Raises
+    DamageError (`store_damaged`) that names a range to which no path leads."""
+    keys: set[str] = set()
+    for line in open_lines(view.head):
+        steps = route(view, line.id, line.end_seq)
+        if steps is None:
+            raise lost_range(view, line)
+        keys.update(step.segment.key for step in steps)
+    return frozenset(keys)
+
+
+def _saved(chosen: MergeSet, done: SetReport, path: frozenset[str]) -> int:
+    """By how many segments a path is shorter once a set is merged as foreseen."""
+    on_path = len(chosen.keys & path)
+    return on_path - done.segments_after if on_path and done.changed else 0

@@ -1,0 +1,248 @@
+"""One set of a compaction: index, protection, plan, upload, commit; anew where others were first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from compactor.compact_report import Outcome, SetReport
+from compactor.generations import Generation
+from compactor.merging import Figures, Merge, Merger, Sources, Written
+from compactor.path import began_with, segments_of
+from compactor.policy import Policy, policy_for
+from compactor.protect import Protection, Rules, protect, rules_of, spans_of, still_offered
+from compactor.publish import Change, Patience, Writer, follow, may_name, publish
+from compactor.session import Session
+from compactor.sets import MergeSet, useless_beside
+from compactor.store.base import NoSuchKey
+from compactor.view import View
+from ourdb.errors import DamageError
+from ourdb.segment.summary import Run
+
+
+@dataclass(kw_only=True)
+class Standing:
+    """What the sets of a run have in common. view: the head that the next commit follows. window_ms: that the
+    run was told. keeps_all: nothing may be dropped. anchor_ms: what times are counted back from. out: a
+    folder to write to instead of the store. now_ms: the store's clock."""
+
+    session: Session
+    view: View
+    window_ms: int | None
+    keeps_all: bool
+    anchor_ms: int
+    dry_run: bool
+    out: Path | None
+    wait_seconds: float
+    now_ms: Callable[[], int]
+
+    @property
+    def policy(self) -> Policy:
+        """What is kept, as the head says it now. Raises InvalidError (`below_policy`)."""
+        return Policy() if self.keeps_all else policy_for(self.view.head, self.window_ms)
+
+    def rules(self, generation: str) -> Rules:
+        return rules_of(self.view.head, generation, self.policy, self.anchor_ms)
+
+    def read(self) -> None:
+        """The head as it is now."""
+        self.view = self.session.read(uuid=self.view.head.uuid)
+
+    def writer(self) -> Writer:
+        """Who commits."""
+        head, namespace = self.view.head, self.session.namespace
+        return Writer(
+            uuid=head.uuid,
+            namespace=head.namespace,
+            config=head.config,
+            host=namespace.host.id,
+            known=namespace.known,
+            single_writer=bool(namespace.single_writer),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Result:
+    """A merge that was uploaded: what it kept, what its sources offered, by which policy."""
+
+    written: Written
+    kept: Protection
+    sources: Sources
+    policy: Policy
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(entry.key for entry in self.written.entries)
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for entry in self.written.entries for run in entry.exact_runs]
+
+    def fits(self, standing: Standing, generation: str) -> bool:
+        """Whether it may be named by a head that follows this one, and offers what is protected there."""
+        spans = spans_of((each.summary.first_time, each.summary.runs) for each in self.sources.columns)
+        return (
+            all(may_name(entry, standing.view) for entry in self.written.entries)
+            and standing.policy == self.policy
+            and still_offered(standing.rules(generation).marked, spans, self.runs)
+        )
+
+
+class SetRun:
+    """Merges one set. Raises DamageError, TemporaryError (others commit all the time, or the store is away)
+    and what the store refuses; nothing of the set was published then."""
+
+    def __init__(self, standing: Standing, merger: Merger, chosen: MergeSet) -> None:
+        self._standing, self._merger, self._set = standing, merger, chosen
+        self._patience = Patience(standing.wait_seconds)
+
+    def run(self) -> SetReport:
+        while True:
+            try:
+                found = self._attempt()
+            except NoSuchKey as error:
+                self._standing.read()
+                if self._stands():
+                    raise _missing(error) from error
+                found = self._report("overtaken")
+            if found is not None:
+                return found
+
+    def _attempt(self) -> SetReport | None:
+        """What became of it; None: pins or policy changed meanwhile, and it has to be planned anew."""
+        standing, generation = self._standing, self._set.generation.id
+        sources = self._merger.open(self._set.steps)
+        policy = standing.policy
+        kept = protect(sources.columns, standing.rules(generation), behind=self._set.behind)
+        merge = sources.plan(
+            horizon=kept.horizon,
+            pins=kept.pins,
+            keep_versions=policy.keep_versions,
+            from_start=self._set.from_start,
+        )
+        if not self._gains(merge):
+            return self._report("nothing to gain", kept, merge.figures)
+        if standing.dry_run:
+            return self._report("planned", kept, merge.figures)
+        made = standing.view.head.revision
+        if standing.out is not None:
+            files = merge.write_files(standing.out, generation=generation, made=made)
+            return self._report("written", kept, merge.figures, tuple(map(str, files)))
+        written = merge.write(
+            generation=generation, made=made, on_begin=self._note_upload, on_end=self._drop_upload
+        )
+        return self._commit(_Result(written=written, kept=kept, sources=sources, policy=policy))
+
+    def _gains(self, merge: Merge) -> bool:
+        ends_early = self._set.last_seq < self._set.steps[-1].segment.last_seq
+        return merge.drops or ends_early or len(merge.outputs) < len(self._set.steps)
+
+    def _commit(self, result: _Result) -> SetReport | None:
+        """Names the result instead of its sources; on a newer head, where it still fits that one."""
+        standing = self._standing
+        while True:
+            change = self._change(result)
+            beside = len(change.drop) - len(self._own_keys)
+            report = self._report("merged", result.kept, result.written.figures, result.keys, beside=beside)
+            view = publish(standing.session.namespace, follow(standing.view, standing.writer(), change))
+            if view is not None:
+                standing.view = view
+                return report
+            self._patience.wait()
+            standing.read()
+            if self._live.issuperset(result.keys):
+                return report  # the put was in, its reply was lost
+            if not self._stands():
+                return self._report("overtaken")
+            if not result.fits(standing, self._set.generation.id):
+                return None
+
+    def _change(self, result: _Result) -> Change:
+        standing, name = self._standing, self._set.generation.id
+        rules = standing.rules(name)
+        beside = useless_beside(standing.view, self._set, result.runs, rules, result.kept)
+        return Change(
+            add=result.written.entries,
+            drop=[*self._own_keys, *beside],
+            generations=self._new_beginning(),
+            horizons={name: result.kept.horizon or 0},
+        )
+
+    def _new_beginning(self) -> Mapping[str, Generation]:
+        """A generation that holds now what its ancestors wrote needs none of them."""
+        if not self._set.across:
+            return {}
+        head, name = self._standing.view.head, self._set.generation.id
+        first = next(step.segment for step in self._set.steps if step.segment.generation == name)
+        began = began_with(head, name, first.name.first_time)
+        return {name: replace(head.generations[name], parent=None, began=began)}
+
+    @property
+    def _own_keys(self) -> list[str]:
+        """The sources that the generation lets go of: those of its ancestors stay theirs."""
+        return [s.key for s in self._set.segments if s.generation == self._set.generation.id]
+
+    @property
+    def _live(self) -> frozenset[str]:
+        return frozenset(s.key for s in segments_of(self._standing.view, self._set.generation.id))
+
+    def _stands(self) -> bool:
+        """Whether the set is there as it was chosen."""
+        live, was = {s.key for s in self._standing.view.segments}, self._set.generation
+        now = self._standing.view.head.generations.get(was.id)
+        same = now is not None and (now.parent, now.kept_to) == (was.parent, was.kept_to)
+        return same and live.issuperset(self._set.keys)
+
+    def _note_upload(self, key: str, upload_id: str) -> None:
+        session = self._standing.session
+        if meta := session.namespace.meta:
+            meta.note_upload(session.identity, session.url, key, upload_id, self._standing.now_ms())
+
+    def _drop_upload(self, key: str) -> None:
+        session = self._standing.session
+        if meta := session.namespace.meta:
+            meta.drop_upload(session.identity, key)
+
+    def _report(
+        self,
+        outcome: Outcome,
+        kept: Protection | None = None,
+        figures: Figures | None = None,
+        names: Sequence[str] = (),
+        *,
+        beside: int = 0,
+    ) -> SetReport:
+        return report_of(self._set, outcome, kept=kept, figures=figures, names=tuple(names), beside=beside)
+
+
+def report_of(
+    chosen: MergeSet,
+    outcome: Outcome,
+    *,
+    kept: Protection | None = None,
+    figures: Figures | None = None,
+    names: tuple[str, ...] = (),
+    beside: int = 0,
+    problem: str | None = None,
+) -> SetReport:
+    """What is said of a set."""
+    return SetReport(
+        generation=chosen.generation.id,
+        first_seq=chosen.first_seq,
+        last_seq=chosen.last_seq,
+        outcome=outcome,
+        segments=len(chosen.steps),
+        bytes=chosen.bytes,
+        figures=figures,
+        horizon=kept.horizon if kept else None,
+        kept=kept.points if kept else {},
+        names=names,
+        beside=beside,
+        problem=problem,
+    )
+
+
+def _missing(error: NoSuchKey) -> DamageError:
+    key = error.fields.get("key")
+    return DamageError(f"the head names a segment that is missing: {key}", kind="store_damaged", key=key)

@@ -1,0 +1,200 @@
+"""The sets of segments that a compaction merges, and what lives beside them that their result makes useless.
+Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from compactor.entries import SegmentEntry
+from compactor.generations import Generation
+from compactor.path import HeadView, Step, ancestry, open_lines, plan_path, route, segments_of
+from compactor.protect import Protection, Rules, Span, spans_of
+from compactor.strategies import All, Strategy
+from compactor.windows import lost_range
+from ourdb.segment.summary import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSet:
+    """Neighbours on a generation's path, to become one segment of it. behind: how many of the generation's
+    points lie behind them, at least."""
+
+    generation: Generation
+    steps: tuple[Step, ...]
+    behind: int
+
+    @property
+    def segments(self) -> tuple[SegmentEntry, ...]:
+        return tuple(step.segment for step in self.steps)
+
+    @property
+    def keys(self) -> frozenset[str]:
+        return frozenset(step.segment.key for step in self.steps)
+
+    @property
+    def first_seq(self) -> int:
+        return self.steps[0].after + 1
+
+    @property
+    def last_seq(self) -> int:
+        return self.steps[-1].upto
+
+    @property
+    def bytes(self) -> int:
+        """Of the objects."""
+        return sum(step.segment.bytes for step in self.steps)
+
+    @property
+    def from_start(self) -> bool:
+        """Whether nothing can lie below it."""
+        return self.first_seq == 1 and (self.generation.parent is None or self.across)
+
+    @property
+    def across(self) -> bool:
+        """Whether it holds what ancestors wrote: they keep it too, but the generation needs them no more."""
+        return self.first_seq < self.generation.first_seq
+
+
+def find_sets(view: HeadView, strategy: Strategy, *, drops: bool = False) -> list[MergeSet]:
+    """What a strategy merges on the path to the end of each generation.
+
+    Segments that overlap others on the path stay as they are: where they join is known, and not what they
+    hold there. `all` makes one set of an open line, across the points where it took over from what nobody
+    writes any more; and if something may be dropped, a segment that lies alone is a set, too. Raises
+    DamageError (`store_damaged`) that names a range to which no path leads.
+    """
+    everything = isinstance(strategy, All)
+    found = [
+        line for end in open_lines(view.head) if everything and (line := _line_across(view, end)) is not None
+    ]
+    taken = {step.segment.generation for line in found for step in line.steps}
+    for generation in view.head.generations.values():
+        if generation.id in taken:
+            continue
+        path = path_of(view, generation)
+        for piece in _whole_pieces(path, generation):
+            chosen = strategy.partition([step.segment for step in piece])
+            if everything and drops and not chosen:
+                chosen = [tuple(step.segment for step in piece)]
+            found += [_set_of(generation, path, segments) for segments in chosen]
+    return found
+
+
+def path_of(view: HeadView, generation: Generation) -> list[Step]:
+    """The path through a generation's own segments to its end. Raises DamageError as `find_sets`."""
+    parent = generation.parent
+    path = plan_path(
+        segments_of(view, generation.id),
+        generation.first_seq - 1,
+        generation.end_seq,
+        chain=parent.chain if parent else 0,
+    )
+    if path is None:
+        raise lost_range(view, generation)
+    return path
+
+
+def _line_across(view: HeadView, end: Generation) -> MergeSet | None:
+    """A whole line as a set, if it has ancestors and nobody writes them any more."""
+    ancestors = [owner for owner, _ in ancestry(view.head, end.id) if owner is not end]
+    if not ancestors or any(owner.open for owner in ancestors):
+        return None
+    steps = route(view, end.id, end.end_seq)
+    if steps is None:
+        raise lost_range(view, end)
+    units = _units(steps)
+    if not all(_begins_whole(step) for step in steps) or not all(map(_has_all_parts, units)):
+        return None
+    return MergeSet(generation=end, steps=tuple(steps), behind=0)
+
+
+def _whole_pieces(path: Sequence[Step], generation: Generation) -> Iterator[list[Step]]:
+    """The path without steps that use only a part of what they name, cut there. Where the generation itself
+    is cut is no such part."""
+    piece: list[Step] = []
+    for unit in _units(path):
+        ends = unit[-1].upto in (unit[-1].segment.last_seq, generation.kept_to)
+        if ends and all(map(_begins_whole, unit)) and _has_all_parts(unit):
+            piece += unit
+            continue
+        if piece:
+            yield piece
+        piece = []
+    if piece:
+        yield piece
+
+
+def _units(path: Sequence[Step]) -> list[list[Step]]:
+    """The steps, those through the parts of one stretch together."""
+
+    def unit_of(numbered: tuple[int, Step]) -> tuple[str, int]:
+        number, step = numbered
+        stretch = step.segment.stretch
+        return ("step", number) if stretch is None else ("stretch", stretch.id)
+
+    return [[step for _, step in steps] for _, steps in groupby(enumerate(path), unit_of)]
+
+
+def _begins_whole(step: Step) -> bool:
+    return step.after + 1 == step.segment.first_seq
+
+
+def _has_all_parts(unit: Sequence[Step]) -> bool:
+    stretch = unit[0].segment.stretch
+    return stretch is None or len(unit) == stretch.parts
+
+
+def _set_of(generation: Generation, path: Sequence[Step], segments: tuple[SegmentEntry, ...]) -> MergeSet:
+    steps = tuple(step for step in path if segments[0].first_seq - 1 <= step.after < segments[-1].last_seq)
+    later = [step.segment for step in path if step.after >= segments[-1].last_seq]
+    ends = [s for s in later if s.stretch is None or s.stretch.part == s.stretch.parts]
+    return MergeSet(generation=generation, steps=steps, behind=len(ends))
+
+
+def useless_beside(
+    view: HeadView, chosen: MergeSet, runs: Sequence[Run], rules: Rules, kept: Protection
+) -> list[str]:
+    """The keys of live segments that lie within a set and are none of it, and offer nothing protected that
+    its result does not offer (its exact runs are `runs`)."""
+    live = segments_of(view, chosen.generation.id)
+    begins = {segment.first_seq: segment.name.first_time for segment in live}
+    result = spans_of([(0, runs)])
+    groups: dict[object, list[SegmentEntry]] = defaultdict(list)
+    for segment in live:
+        if segment.key not in chosen.keys:
+            groups[segment.stretch.id if segment.stretch else segment.key].append(segment)
+    found = []
+    for group in groups.values():
+        inside = all(chosen.first_seq <= s.first_seq and s.last_seq <= chosen.last_seq for s in group)
+        if inside and all(_offers_less(_spans_within(s, begins), result, rules, kept) for s in group):
+            found += [segment.key for segment in group]
+    return found
+
+
+def _spans_within(segment: SegmentEntry, begins: dict[int, int]) -> list[Span]:
+    spans = spans_of([(segment.name.first_time, segment.exact_runs)])
+    following = begins.get(segment.last_seq + 1)
+    if spans and following is not None and spans[-1].run.next_time is None:
+        spans[-1] = Span(spans[-1].run, following)
+    return spans
+
+
+def _offers_less(spans: Sequence[Span], result: Sequence[Span], rules: Rules, kept: Protection) -> bool:
+    for span in spans:
+        first, last = max(span.run.first_seq, kept.horizon or 0), span.run.last_seq
+        if first <= last and not _holds(result, first, last):
+            return False
+        marked = [seq for seq in rules.marked if span.run.first_seq <= seq <= last]
+        if not all(_holds(result, seq, seq) for seq in marked):
+            return False
+        times = [time for time in rules.boundaries if span.serves(time)]
+        if not all(any(other.serves(time) for other in result) for time in times):
+            return False
+    return True
+
+
+def _holds(spans: Sequence[Span], first_seq: int, last_seq: int) -> bool:
+    return any(s.run.first_seq <= first_seq and last_seq <= s.run.last_seq for s in spans)
