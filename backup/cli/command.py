@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from backup.cli.output import note
+
 
 class Command(click.Command):
     """A click command with an Example in its help, and `--json`."""
@@ -85,3 +87,13 @@ def at_most_one(**given: Any) -> None:
     used = [f"--{name.replace('_', '-')}" for name in names]
     if len(used) > 1:
         raise click.UsageError(f"only one of {' and '.join(used)} at a time", click.get_current_context())
+
+
+def echo_target(at: int | None, before: int | None) -> None:
+    """How a time (ms) was understood, before anything happens."""
+    from ourdb.units import format_time
+
+    if at is not None:
+        note(f"as of {format_time(at)}")
+    elif before is not None:
+        note(f"before {format_time(before)}")

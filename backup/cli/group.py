@@ -16,9 +16,9 @@ from backup.cli.failure import report
 COMMANDS = {
     "init": ("database", "Make a database."),
     "set": ("record", "Write a value."),
-    "get": ("record", "Print a value, the newest or an older one."),
+    "get": ("reading", "Print a value, the newest or an older one."),
     "delete": ("record", "Delete a value; its history stays."),
-    "history": ("record", "List the versions of a value, newest first."),
+    "history": ("reading", "List the versions of a value, newest first."),
     "import": ("transfer", "Write the lines of a JSONL file."),
     "export": ("transfer", "Print every value as JSONL."),
     "info": ("database", "Say what a database is and holds."),

@@ -1,4 +1,4 @@
-"""ourdb set, get, delete, history: one value."""
+"""ourdb set, delete: one value."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from backup.cli.command import at_most_one, at_option, command, directory_argument, seq_option
+from backup.cli.command import command, directory_argument
 from backup.cli.handle import opened
-from backup.cli.output import note, print_json, print_table, print_text, show_value, value_fields
+from backup.cli.output import print_json, print_text
 
 
 @command(
@@ -43,47 +43,6 @@ def set_command(directory: Path, words: tuple[str, ...], as_json: bool) -> None:
         print_text(str(new_id))
 
 
-@command(
-    "get",
-    example="""
-    ourdb get notes 7
-    ourdb get notes 7 --at "10 minutes ago"
-    ourdb get notes 7 --seq 1 --raw > value
-    """,
-)
-@directory_argument
-@click.argument("record_id", metavar="ID", type=int)
-@at_option
-@seq_option
-@click.option("--raw", is_flag=True, help="Write the bytes as they are, and no line end.")
-def get_command(
-    directory: Path, record_id: int, at: int | None, seq: int | None, raw: bool, as_json: bool
-) -> None:
-    """Print a value: as text if it is UTF-8, else in base64.
-
-    With --at or --seq, what it was then.
-    """
-    at_most_one(at=at, seq=seq)
-    at_most_one(raw=raw, json=as_json)
-    from ourdb.errors import MissingIdError
-
-    with opened(directory, readonly=True) as db:
-        value = db.get(record_id, at=at, seq=seq)
-    if value is None:
-        raise MissingIdError(
-            f"no such id{'' if at is None and seq is None else ' then'}: {record_id}", id=record_id
-        )
-    if raw:
-        sys.stdout.buffer.write(value)
-    elif as_json:
-        print_json({"id": record_id} | value_fields(value))
-    else:
-        fields = value_fields(value)
-        if "base64" in fields:
-            note("not UTF-8 text, shown in base64 (--raw writes the bytes)")
-        print_text(next(iter(fields.values())))
-
-
 @command("delete", example="ourdb delete notes 8")
 @directory_argument
 @click.argument("record_id", metavar="ID", type=int)
@@ -94,32 +53,6 @@ def delete_command(directory: Path, record_id: int, as_json: bool) -> None:
         seq = db.last_seq
     if as_json:
         print_json({"id": record_id, "deleted": True, "seq": seq})
-
-
-@command("history", example="ourdb history notes 7 --depth 3")
-@directory_argument
-@click.argument("record_id", metavar="ID", type=int)
-@click.option("--depth", type=click.IntRange(min=1), metavar="N", help="At most so many [default: all].")
-def history_command(directory: Path, record_id: int, depth: int | None, as_json: bool) -> None:
-    """List the versions of a value, newest first."""
-    from ourdb.errors import MissingIdError
-    from ourdb.units import format_time
-
-    with opened(directory, readonly=True) as db:
-        versions = db.get_history(record_id, depth)
-    if not versions:
-        raise MissingIdError(f"no such id: {record_id}", id=record_id)
-    if as_json:
-        listed = [
-            {"seq": version.seq, "time": format_time(version.time_ms)} | value_fields(version.value)
-            for version in versions
-        ]
-        print_json({"id": record_id, "versions": listed})
-    else:
-        rows = [
-            (version.seq, format_time(version.time_ms), show_value(version.value)) for version in versions
-        ]
-        print_table(("seq", "time", "value"), rows)
 
 
 def _parse_id(word: str) -> int:

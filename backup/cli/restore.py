@@ -12,6 +12,7 @@ from backup.cli.command import (
     at_option,
     command,
     directory_argument,
+    echo_target,
     generation_option,
     meta_option,
     parse_time,
@@ -68,7 +69,7 @@ def restore_command(
     import backup
     from backup.cli.progress import work_bar
 
-    _echo_target(at, before)
+    echo_target(at, before)
     with work_bar("restoring") as progress:
         done = backup.restore(
             url,
@@ -87,16 +88,6 @@ def restore_command(
         print_json(done.as_json())
     else:
         _print_report(done, directory, dry_run)
-
-
-def _echo_target(at: int | None, before: int | None) -> None:
-    """How the time was understood, before anything happens."""
-    from ourdb.units import format_time
-
-    if at is not None:
-        note(f"as of {format_time(at)}")
-    elif before is not None:
-        note(f"before {format_time(before)}")
 
 
 def _print_report(done: RestoreReport, directory: Path, dry_run: bool) -> None:
