@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from backup.analyze import AnalysisReport, analyze
     from backup.every import backup_every
     from backup.options import BackupOptions
+    from backup.pins import PinReport, pin, unpin
     from backup.points import PointsReport, points
     from backup.remote import RemoteDatabase, RemoteOptions, open_remote
     from backup.report import BackupReport, SegmentReport
     from backup.restore import RestoreOptions, RestoreReport, restore
+    from backup.retention import PolicyChanges, PolicyReport, policy, set_policy
     from backup.run import backup
     from backup.segments import SegmentsReport, segments
     from backup.verify import VerifyReport, verify
@@ -26,7 +28,10 @@ __all__ = [
     "AnalysisReport",
     "BackupOptions",
     "BackupReport",
+    "PinReport",
     "PointsReport",
+    "PolicyChanges",
+    "PolicyReport",
     "RemoteDatabase",
     "RemoteOptions",
     "RestoreOptions",
@@ -38,9 +43,13 @@ __all__ = [
     "backup",
     "backup_every",
     "open_remote",
+    "pin",
     "points",
+    "policy",
     "restore",
     "segments",
+    "set_policy",
+    "unpin",
     "verify",
 ]
 
@@ -48,7 +57,10 @@ _HOMES = {
     "AnalysisReport": "analyze",
     "BackupOptions": "options",
     "BackupReport": "report",
+    "PinReport": "pins",
     "PointsReport": "points",
+    "PolicyChanges": "retention",
+    "PolicyReport": "retention",
     "RemoteDatabase": "remote",
     "RemoteOptions": "remote",
     "RestoreOptions": "restore",
@@ -60,9 +72,13 @@ _HOMES = {
     "backup": "run",
     "backup_every": "every",
     "open_remote": "remote",
+    "pin": "pins",
     "points": "points",
+    "policy": "retention",
     "restore": "restore",
     "segments": "segments",
+    "set_policy": "retention",
+    "unpin": "pins",
     "verify": "verify",
 }
 

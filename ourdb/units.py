@@ -57,6 +57,14 @@ def parse_span(text: str) -> int:
     return int(float(match[1]) * _SPAN_MS[match[2].upper()])
 
 
+def format_span(span_ms: int) -> str:
+    """As `parse_span` takes it, in the largest of its units up to days that is exact: `30d`, `90m`."""
+    for unit in ("d", "h", "m", "s"):
+        if span_ms % _SPAN_MS[unit.upper()] == 0 and (span_ms or unit == "s"):
+            return f"{span_ms // _SPAN_MS[unit.upper()]}{unit}"
+    return f"{span_ms}ms"
+
+
 def now_ms() -> int:
     """Milliseconds since the epoch, UTC."""
     return time.time_ns() // 1_000_000

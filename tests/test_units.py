@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from ourdb.errors import InvalidError
-from ourdb.units import format_size, format_time, parse_size, parse_span, parse_time
+from ourdb.units import format_size, format_span, format_time, parse_size, parse_span, parse_time
 
 NOON = parse_time("2026-03-29T12:00:00Z")
 
@@ -65,6 +65,16 @@ def test_time_that_was_printed_is_read_back() -> None:
 
 def test_time_with_zone_is_converted() -> None:
     assert parse_time("2026-03-29T14:00:00+02:00") == NOON
+
+
+@pytest.mark.parametrize(
+    ("span_ms", "text"),
+    [(0, "0s"), (1, "1ms"), (1500, "1500ms"), (90_000, "90s"), (5_400_000, "90m"), (7_200_000, "2h")]
+    + [(30 * 86_400_000, "30d")],
+)
+def test_span_is_printed_in_its_largest_unit_and_read_again(span_ms: int, text: str) -> None:
+    assert format_span(span_ms) == text
+    assert parse_span(text) == span_ms
 
 
 @pytest.mark.usefixtures("berlin")
