@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from compactor.compact_options import CompactOptions, Progress, Wish
 from compactor.compact_report import CompactReport, SetReport
@@ -16,7 +18,7 @@ from compactor.set_run import SetRun, Standing, report_of
 from compactor.sets import MergeSet, find_sets
 from compactor.view import View
 from compactor.windows import lost_range
-from ourdb.errors import DamageError
+from ourdb.errors import DamageError, ExistsError
 from ourdb.names import HEAD_KEY
 from ourdb.units import now_ms
 
@@ -104,13 +106,15 @@ class _Compaction:
     def run(self) -> CompactReport:
         """Where nothing is to be merged it is the one GET of the head, conditional if a head
         is remembered."""
-        wish = self._wish
+        wish, requests = self._wish, self._session.store.requests
+        sent = requests.counts()
         view = self._session.read()
         drops = policy_for(view.head, wish.window_ms).drops
         sets = find_sets(view, wish.strategy, drops=drops)
         before = newest_path(view)
         after = len(before)
         if sets:
+            _check_folder(wish.out)
             standing = self._stand(view, drops=drops)
             self._merge(standing, sets)
             if wish.publishes:
@@ -126,7 +130,7 @@ class _Compaction:
             sets=tuple(self._done),
             segments_before=len(before),
             segments_after=after,
-            requests=self._session.store.requests.counts(),
+            requests={kind: count - sent[kind] for kind, count in requests.counts().items()},
             notes=(*self._session.notes, *self._notes),
         )
 
@@ -173,6 +177,7 @@ class _Compaction:
                         raise
                     problems.append(error)
                     self._done.append(report_of(chosen, "damaged", problem=error.message))
+                gauge.advance(chosen.bytes)
         if problems:
             raise self._damage(problems)
 
@@ -187,6 +192,11 @@ class _Compaction:
         )
 
 
+def _check_folder(folder: Path | None) -> None:
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ExistsError(f"the folder to write to exists, and is none: {folder}", path=str(folder))
+
+
 class _Gauge:
     """How much of all sets is done, in bytes; a set counts for what its segments have."""
 
@@ -194,6 +204,7 @@ class _Gauge:
         self._progress, self._total = progress, total
         self._before = self._size = self._moved = 0
         self._what = ""
+        self._lock = threading.Lock()
 
     def begin(self, chosen: MergeSet) -> None:
         """What follows is of this set."""
@@ -202,9 +213,11 @@ class _Gauge:
         self.advance(0)
 
     def advance(self, more_bytes: int) -> None:
-        self._moved = min(self._moved + more_bytes, self._size)
-        if self._progress:
-            self._progress(self._before + self._moved, self._total, self._what)
+        """For several threads."""
+        with self._lock:
+            self._moved = min(self._moved + more_bytes, self._size)
+            if self._progress:
+                self._progress(self._before + self._moved, self._total, self._what)
 
 
 def newest_path(view: HeadView) -> frozenset[str]:

@@ -22,6 +22,7 @@ from compactor.path import route, segments_of
 from compactor.policy import Policy
 from compactor.publish import publish
 from compactor.session import Session
+from compactor.store import open_store
 from compactor.store.base import Store
 from compactor.store.memory import shared_bucket
 from compactor.view import View
@@ -53,7 +54,7 @@ class Bench:
         return self
 
     def session(self, store: Store | None = None, meta: str = "meta.db") -> Session:
-        return Session(store or self.world.store, MetaIndex.open(self.folder / meta))
+        return Session(store or open_store(self.world.url), MetaIndex.open(self.folder / meta))
 
     def compact(
         self, strategy: str = "all", *, store: Store | None = None, meta: str = "meta.db", **options: Any
@@ -135,15 +136,19 @@ class Bench:
                         held[record.id] = bytes(record.value)
         return held
 
-    def meant(self, time_ms: int, generation: str | None = None) -> int | None:
-        """The seq that a restore to a time finds, None: it is refused."""
+    def find(self, generation: str | None = None, **wanted: Any) -> int:
+        """The seq that a restore finds. wanted: seq or time_max (ms)."""
         fetcher = SegmentFetcher(self.world.store, UUID.hex())
-        try:
-            found = find_target(self.view, fetcher, Wanted(time_max=time_ms), generation)
-        except UnreachableError:
-            return None
+        found = find_target(self.view, fetcher, Wanted(**wanted), generation)
         assert found is not None
         return found.seq
+
+    def meant(self, time_ms: int, generation: str | None = None) -> int | None:
+        """The seq that a restore to a time finds, None: it is refused."""
+        try:
+            return self.find(generation, time_max=time_ms)
+        except UnreachableError:
+            return None
 
     def assert_exact(self, generation: str = G1) -> list[int]:
         """Every point that is offered holds what was written; they are returned."""
