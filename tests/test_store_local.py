@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from compactor.store import NoSuchKey, PreconditionFailed, Store, StoreOptions, open_store
+from compactor.store import CopyRange, NoSuchKey, PreconditionFailed, Store, StoreOptions, open_store
 from compactor.store.durable import ABANDONED_SECONDS, TemporaryFile
 from ourdb.errors import StorageError, TemporaryError
-from ourdb.units import KIB
+from ourdb.units import KIB, MIB
 
 SEGMENT = "segments/00000000000000aa/a.seg"
 
@@ -153,6 +153,94 @@ class TestDurability:
         assert caught.value.kind == "io_error"
         assert temporary_files(root) == []
         assert store.get("head").data == b"old"
+
+
+class TestAssembling:
+    SOURCE = b"".join(number.to_bytes(4, "big") * 256 for number in range(18 * KIB))
+
+    @pytest.fixture
+    def source(self, store: Store) -> CopyRange:
+        etag = store.put_stream("segments/source.seg", [self.SOURCE]).etag
+        return CopyRange("segments/source.seg", etag, 5, 17 * MIB)
+
+    def assembled(self, store: Store, source: CopyRange) -> bytes:
+        store.assemble(SEGMENT, [b"before", source, b"after"], size_hint=18 * MIB)
+        return store.get(SEGMENT).data
+
+    def test_bytes_go_from_file_to_file_in_the_kernel(
+        self, store: Store, source: CopyRange, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "pread", failing(errno.EIO))
+        store.assemble(SEGMENT, [b"before", source, b"after"], size_hint=18 * MIB)
+        monkeypatch.undo()
+        assert store.get(SEGMENT).data == b"before" + self.SOURCE[5 : 5 + 17 * MIB] + b"after"
+
+    @pytest.mark.parametrize("number", [errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+    def test_file_systems_between_which_the_kernel_does_not_copy_are_read_and_written(
+        self, store: Store, source: CopyRange, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        monkeypatch.setattr(os, "copy_file_range", failing(number))
+        assert self.assembled(store, source) == b"before" + self.SOURCE[5 : 5 + 17 * MIB] + b"after"
+
+    def test_kernel_that_copies_a_little_at_a_time_is_asked_again(
+        self, store: Store, source: CopyRange, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        copy = os.copy_file_range
+
+        def a_little(source: int, target: int, count: int, start: int) -> int:
+            return copy(source, target, min(count, 3 * MIB + 1), start)
+
+        monkeypatch.setattr(os, "copy_file_range", a_little)
+        assert self.assembled(store, source) == b"before" + self.SOURCE[5 : 5 + 17 * MIB] + b"after"
+
+    def test_kernel_that_copies_nothing_is_not_asked_for_ever(
+        self, store: Store, source: CopyRange, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "copy_file_range", lambda *arguments: 0)
+        assert self.assembled(store, source) == b"before" + self.SOURCE[5 : 5 + 17 * MIB] + b"after"
+
+    def test_source_that_shrinks_meanwhile_is_an_error_and_leaves_nothing(
+        self, store: Store, root: Path, source: CopyRange, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def shrink(fd: int, target: int, count: int, start: int) -> int:
+            os.truncate(root / source.key, 1000)
+            return 0
+
+        monkeypatch.setattr(os, "copy_file_range", shrink)
+        with pytest.raises(StorageError) as caught:
+            self.assembled(store, source)
+        assert caught.value.kind == "io_error"
+        assert temporary_files(root) == []
+        assert keys(store) == [source.key]
+
+    def test_full_disk_leaves_nothing(
+        self, store: Store, root: Path, source: CopyRange, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("copy_file_range", "write"):
+            monkeypatch.setattr(os, name, failing(errno.ENOSPC))
+        with pytest.raises(StorageError) as caught:
+            store.assemble(SEGMENT, [source], size_hint=17 * MIB)
+        assert caught.value.kind == "disk_full"
+        assert temporary_files(root) == []
+
+    def test_assembly_that_was_killed_is_listed_and_freed(self, store: Store, root: Path) -> None:
+        code = (
+            "import os, signal, sys\nfrom compactor.store import CopyRange, StoreOptions, open_store\n"
+            "store = open_store(sys.argv[1])\n"
+            "store.put_stream('a', [bytes(16 << 20)])\n"
+            "store.assemble(sys.argv[2], [CopyRange('a', None, 0, 16 << 20)], size_hint=16 << 20,"
+            " on_begin=lambda name: (print(name, flush=True), os.kill(os.getpid(), signal.SIGKILL)))\n"
+        )
+        killed = subprocess.run(
+            [sys.executable, "-c", code, str(store.url), SEGMENT], capture_output=True, text=True, check=False
+        )
+        assert killed.returncode == -signal.SIGKILL
+        (upload,) = store.list_uploads()
+        assert upload.upload_id == killed.stdout.strip()
+        assert abs(upload.initiated_ms - time.time() * 1000) < 60_000
+        store.abort_upload(upload.key, upload.upload_id)
+        assert temporary_files(root) == []
+        assert keys(store) == ["a"]
 
 
 class TestEtags:

@@ -9,10 +9,11 @@ from contextlib import closing
 
 import pytest
 
-from compactor.store import NoSuchKey, Store, StoreOptions, open_store
+from compactor.store import CopyRange, NoSuchKey, Piece, Store, StoreOptions, open_store
 from compactor.store.checksum import encode_crc32c
 from compactor.store.retry import Altered
 from compactor.store.s3 import S3Store
+from compactor.store.s3_client import md5_base64
 from compactor.url import parse_url
 from ourdb.errors import NotFoundError, RefusedError
 from ourdb.units import MIB
@@ -113,6 +114,54 @@ def test_upload_of_a_killed_run_is_freed_by_its_id(store: S3Store, s3_environmen
     for _ in range(2):
         store.abort_upload("lists/a", left)
     assert unfinished_uploads(s3_environment, key) == []
+
+
+def test_copies_that_fail_leave_no_parts_behind(store: S3Store, s3_environment: S3Server) -> None:
+    def pieces() -> Iterator[Piece]:
+        yield CopyRange("lists/a", None, 0, 20 * MIB)
+        yield bytes(11 * MIB)
+        raise RuntimeError("the source failed")
+
+    store.put_stream("lists/a", [bytes(20 * MIB)])
+    began: list[str] = []
+    with pytest.raises(RuntimeError, match="the source failed"):
+        store.assemble("lists/b", pieces(), size_hint=40 * MIB, on_begin=began.append)
+    assert len(began) == 1
+    assert unfinished_uploads(s3_environment, store.url.root + "/lists/b") == []
+
+
+def test_upload_of_a_killed_run_is_listed_and_freed(store: S3Store, s3_environment: S3Server) -> None:
+    key = store.url.root + "/lists/a"
+    left = store._client.call("create_multipart_upload", key)["UploadId"]
+    (upload,) = store.list_uploads()
+    assert (upload.key, upload.upload_id) == ("lists/a", left)
+    store.abort_upload(upload.key, upload.upload_id)
+    assert unfinished_uploads(s3_environment, key) == []
+
+
+def test_part_that_does_not_match_its_md5_is_refused(store: S3Store) -> None:
+    """Parts of an upload that copies have no other checksum."""
+    key = store.url.root + "/lists/a"
+    left = store._client.call("create_multipart_upload", key)["UploadId"]
+    with pytest.raises(Altered):
+        store._client.call(
+            "upload_part", key, UploadId=left, PartNumber=1, Body=b"data", ContentMD5=md5_base64(b"other")
+        )
+    store.abort_upload("lists/a", left)
+
+
+def test_several_assemblies_at_once_share_the_slots(store: S3Store) -> None:
+    source = b"".join(bytes([number]) * MIB for number in range(40))
+    store.put_stream("lists/source", [source])
+
+    def put(number: int) -> bytes:
+        pieces = [bytes([number]) * 100, CopyRange("lists/source", None, number, 30 * MIB), b"end"]
+        store.assemble(f"lists/{number}", pieces, size_hint=31 * MIB)
+        return store.get(f"lists/{number}").data
+
+    with ThreadPoolExecutor(3) as pool:
+        for number, data in enumerate(pool.map(put, range(3))):
+            assert data == bytes([number]) * 100 + source[number : number + 30 * MIB] + b"end"
 
 
 def test_several_large_streams_at_once_share_the_slots(store: S3Store) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import crc32c
 import pytest
 
-from compactor.store import NoAnswer, NotSupported, PreconditionFailed, probe
+from compactor.store import NoAnswer, NotSupported, PreconditionFailed, Upload, probe
 from compactor.store.checksum import encode_composite
 from ourdb.errors import DamageError, Error, InvalidError, NotFoundError, RefusedError, TemporaryError
 from tests.servers import free_ports
@@ -288,6 +288,50 @@ class TestListing:
         page = "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
         with stubbed(lambda _: xml("ListBucketResult", page)) as (store, _), pytest.raises(TemporaryError):
             list(store.list())
+
+
+class TestUploads:
+    ONE = (
+        "<Upload><Key>{}</Key><UploadId>up</UploadId><Initiated>2026-11-23T02:41:00.000Z</Initiated></Upload>"
+    )
+    MINE = ONE.format("prefix/name/lists/a")
+
+    def page(self, inside: str, more: str = "") -> Answer:
+        return xml("ListMultipartUploadsResult", inside + more)
+
+    def test_pages_are_followed(self) -> None:
+        more = (
+            "<IsTruncated>true</IsTruncated><NextKeyMarker>prefix/name/lists/a</NextKeyMarker>"
+            "<NextUploadIdMarker>up</NextUploadIdMarker>"
+        )
+        with stubbed([self.page(self.MINE, more), self.page(self.MINE)]) as (store, requests):
+            first, second = store.list_uploads()
+            assert first == second == Upload("lists/a", "up", 1795401660000)
+            assert requests[1].query["key-marker"] == ["prefix/name/lists/a"]
+            assert requests[1].query["upload-id-marker"] == ["up"]
+            assert store.requests.counts()["LIST"] == 2
+
+    def test_store_that_lists_no_prefixes_is_asked_for_the_whole_bucket(self) -> None:
+        def minio(request: Request) -> Answer:
+            whole = self.ONE.format("prefix/other/a") + self.MINE + self.ONE.format("prefix/name-2/a")
+            return self.page("" if request.query["prefix"] != [""] else whole)
+
+        with stubbed(minio) as (store, _):
+            assert [upload.key for upload in store.list_uploads()] == ["lists/a"]
+
+    def test_whole_bucket_that_may_not_be_listed_is_passed_over(self) -> None:
+        with stubbed([self.page(""), refusal(403, "AccessDenied")]) as (store, _):
+            assert list(store.list_uploads()) == []
+
+    @pytest.mark.parametrize("answer", [refusal(501, "NotImplemented"), refusal(405, "MethodNotAllowed")])
+    def test_store_that_lists_none_gives_none(self, answer: Answer) -> None:
+        with stubbed(lambda _: answer) as (store, _):
+            assert list(store.list_uploads()) == []
+
+    def test_listing_that_goes_in_circles_is_an_error(self) -> None:
+        more = "<IsTruncated>true</IsTruncated><NextKeyMarker>k</NextKeyMarker>"
+        with stubbed(lambda _: self.page("", more)) as (store, _), pytest.raises(TemporaryError):
+            list(store.list_uploads())
 
 
 class TestMultipart:

@@ -128,13 +128,14 @@ class MultipartUpload:
         self._client = uploader.client
         self._retry = uploader.retry
         self._futures: list[Future[SentPart]] = []
+        self._seen_done = 0  # how many of the first ones
 
     def send(self, work: Callable[[int], SentPart]) -> Future[SentPart]:
-        """Has the next part sent by `work`, which is told its number. Raises the first error of any part
-        that was given before."""
-        for future in self._futures:
-            if future.done():
-                future.result()
+        """Has the next part sent by `work`, which is told its number. Raises the error of a part that was
+        given before, as soon as all parts before that one are done."""
+        while self._seen_done < len(self._futures) and self._futures[self._seen_done].done():
+            self._futures[self._seen_done].result()
+            self._seen_done += 1
         number = len(self._futures) + 1
         if number > PARTS_MAX:
             raise InvalidError(f"more than {PARTS_MAX} parts: the size_hint was too small: {self.key}")
