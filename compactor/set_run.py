@@ -99,18 +99,20 @@ class SetRun:
 
     def run(self) -> SetReport:
         while True:
+            if not self._stands():
+                return self._report("overtaken")
             try:
                 found = self._attempt()
             except NoSuchKey as error:
                 self._standing.read()
                 if self._stands():
                     raise _missing(error) from error
-                found = self._report("overtaken")
+                continue
             if found is not None:
                 return found
 
     def _attempt(self) -> SetReport | None:
-        """What became of it; None: pins or policy changed meanwhile, and it has to be planned anew."""
+        """What became of it; None: the head changed so that the result does not fit it any more."""
         standing, generation = self._standing, self._set.generation.id
         sources = self._merger.open(self._set.steps)
         policy = standing.policy
@@ -153,9 +155,7 @@ class SetRun:
             standing.read()
             if self._live.issuperset(result.keys):
                 return report  # the put was in, its reply was lost
-            if not self._stands():
-                return self._report("overtaken")
-            if not result.fits(standing, self._set.generation.id):
+            if not (self._stands() and result.fits(standing, self._set.generation.id)):
                 return None
 
     def _change(self, result: _Result) -> Change:

@@ -44,6 +44,7 @@ class Bench:
         self.world = world or memory_world()
         self.now_ms = DAY_0 + 365 * DAY
         self.skew_ms = 0
+        self._read: dict[str, list[tuple[int, int, bytes | None]]] = {}
         if self.world.store.url.scheme == "memory":
             shared_bucket(self.world.store.url.bucket).clock_ms = lambda: self.now_ms
 
@@ -119,22 +120,29 @@ class Bench:
 
     def state(self, seq: int, generation: str = G1) -> State:
         """What a restore gives at a seq."""
-        view, held = self.view, State()
-        steps = route(view, generation, seq)
+        held: State = {}
+        steps = route(self.view, generation, seq)
         assert steps is not None, f"no path to seq {seq}"
         for step in steps:
-            for columns, raw in open_segment(self.world.store, step.segment, UUID).blocks():
+            for number, id_, value in self._records(step.segment):
+                if step.after < number <= step.upto:
+                    held.pop(id_, None)
+                    if value is not None:
+                        held[id_] = value
+        return held
+
+    def _records(self, entry: SegmentEntry) -> list[tuple[int, int, bytes | None]]:
+        """What a segment holds: seq, id, value; each is read once."""
+        if entry.key not in self._read:
+            found = self._read[entry.key] = []
+            for columns, raw in open_segment(self.world.store, entry, UUID).blocks():
                 offset = 0
                 for length in columns.raw_sizes.tolist():
                     record = decode_record(raw, offset)
                     offset += length
-                    if not step.after < record.seq <= step.upto:
-                        continue
-                    if record.flags & TOMBSTONE:
-                        held.pop(record.id, None)
-                    else:
-                        held[record.id] = bytes(record.value)
-        return held
+                    value = None if record.flags & TOMBSTONE else bytes(record.value)
+                    found.append((record.seq, record.id, value))
+        return self._read[entry.key]
 
     def find(self, generation: str | None = None, **wanted: Any) -> int:
         """The seq that a restore finds. wanted: seq or time_max (ms)."""
