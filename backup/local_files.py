@@ -19,8 +19,9 @@ from ourdb.record import BATCH_GOES_ON
 from ourdb.segment.columns import Columns
 from ourdb.segment.header import HEADER_BYTES
 from ourdb.segment.summary import Run, RunFold, Stretch, Summary
+from ourdb.units import GIB
 
-_UNCUT = 1 << 62
+_FILE_BYTES_MAX = 4 * GIB - 1  # of a data file, whatever its configured size
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,8 @@ class FileCutter:
             if part.run is not None and part.columns is not None:
                 self._follow(file, part.columns, part.first_seq, part.run)
             self._seq, self._time = part.last_seq, part.last_time
+        if self._file:
+            _require_below_limit(self._file, self._seq)
 
     def _open(self, part: _Part) -> _Open:
         step = self._step
@@ -279,3 +282,14 @@ class FileCutter:
             tuple(file.slices),
         )
         self._fold = None  # if the run goes on, then in the next file with what is known here
+
+
+def _require_below_limit(file: _Open, last_seq: int) -> None:
+    """What is not exact cannot be cut: whoever writes more than a file may hold has to write it in parts."""
+    size = HEADER_BYTES + ENDING_BYTES + ENDING_BYTES_A_RECORD * file.records + file.raw_bytes
+    if size > _FILE_BYTES_MAX:
+        raise DamageError(
+            f"seq {file.first_seq} to {last_seq} cannot be restored: merged into one piece, nowhere exact "
+            f"before its end, of more than the {_FILE_BYTES_MAX} bytes of a data file",
+            seq=last_seq,
+        )

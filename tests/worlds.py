@@ -209,7 +209,7 @@ class World:
         summary = Summary(
             first_seq=first,
             last_seq=last,
-            first_time=log.time(first) if seqs[0] == first else log.time(seqs[0]),
+            first_time=log.time(first),
             last_time=log.time(last),
             runs=tuple(log.run(a, b, last) for a, b in exact),
             records=len(seqs),
