@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from backup.options import BackupOptions
     from backup.pins import PinReport, pin, unpin
     from backup.points import PointsReport, points
+    from backup.prune import prune
+    from backup.prune_report import PruneReport
     from backup.remote import RemoteDatabase, RemoteOptions, open_remote
     from backup.report import BackupReport, SegmentReport
     from backup.restore import RestoreOptions, RestoreReport, restore
@@ -32,6 +34,7 @@ __all__ = [
     "PointsReport",
     "PolicyChanges",
     "PolicyReport",
+    "PruneReport",
     "RemoteDatabase",
     "RemoteOptions",
     "RestoreOptions",
@@ -46,6 +49,7 @@ __all__ = [
     "pin",
     "points",
     "policy",
+    "prune",
     "restore",
     "segments",
     "set_policy",
@@ -61,6 +65,7 @@ _HOMES = {
     "PointsReport": "points",
     "PolicyChanges": "retention",
     "PolicyReport": "retention",
+    "PruneReport": "prune_report",
     "RemoteDatabase": "remote",
     "RemoteOptions": "remote",
     "RestoreOptions": "restore",
@@ -75,6 +80,7 @@ _HOMES = {
     "pin": "pins",
     "points": "points",
     "policy": "retention",
+    "prune": "prune",
     "restore": "restore",
     "segments": "segments",
     "set_policy": "retention",

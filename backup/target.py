@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from compactor.fetch import SegmentFetcher
 from compactor.generations import Began, Generation
 from compactor.index_points import IndexPoints, Point, best
-from compactor.path import HeadView, ancestry, line_of, predecessor, segments_of, took_over
+from compactor.path import HeadView, ancestry, begin_time, line_of, predecessor, took_over
 from compactor.windows import Reach, reaches
 from ourdb.errors import InvalidError, UnreachableError
 from ourdb.record import SEQ_MAX
@@ -81,6 +81,20 @@ def find_target(
     return Point(seq, end.last_time, owner.id)
 
 
+class Times:
+    """What times mean on the line that ends in a generation. points: may be shared with other lines."""
+
+    def __init__(self, view: HeadView, points: IndexPoints, end: Generation) -> None:
+        self._search, self._end = _Search(view, points, Wanted()), end
+
+    def find(self, time_max: int) -> Point | None:
+        """The last point up to a time, None if it cannot be told exactly. Raises NoSuchKey, DamageError."""
+        if time_max > max(self._end.as_of, self._end.last_time):
+            return None
+        found = self._search.at_time(self._end, self._end.end_seq, time_max)
+        return found if isinstance(found, Point) else None
+
+
 _Lookup = Callable[[], Point | None]
 
 
@@ -122,7 +136,7 @@ class _Search:
         if time_max > known_to:
             found: Point | str = f"the store is complete up to {format_time(known_to)} only"
         else:
-            found = self._at_time(end, end.end_seq, time_max)
+            found = self.at_time(end, end.end_seq, time_max)
         if isinstance(found, Point):
             return found
         return self._nearest_or_fail(
@@ -131,9 +145,9 @@ class _Search:
             lambda: self._first_after(end, end.end_seq, time_max),
         )
 
-    def _at_time(self, owner: Generation, upto: int, time_max: int) -> Point | str:
+    def at_time(self, owner: Generation, upto: int, time_max: int) -> Point | str:
         """The point that a time means on the line that ends here; or why there is none."""
-        begin = self._begin_time(owner)
+        begin = begin_time(self._view, owner)
         if begin is not None and time_max >= begin:
             found = self._served(self._own(owner, upto), time_max)
             return found or "the store has that time no more, or only merged"
@@ -145,7 +159,7 @@ class _Search:
                     f"generation {taken.id} is known up to {format_time(known_to)}, and {owner.id}, which "
                     f"took over from it, begins {'later' if begin is None else f'at {format_time(begin)}'}"
                 )
-            before = self._at_time(taken, taken.end_seq, time_max)
+            before = self.at_time(taken, taken.end_seq, time_max)
             if isinstance(before, Point) or not owner.began:
                 return before
         if owner.began:
@@ -153,7 +167,7 @@ class _Search:
         if not owner.parent:
             return "it is before the first record"
         left = owner.parent
-        before = self._at_time(self._head.generations[left.generation], left.seq, time_max)
+        before = self.at_time(self._head.generations[left.generation], left.seq, time_max)
         if (
             isinstance(before, Point)
             and before.seq == left.seq
@@ -181,7 +195,7 @@ class _Search:
         own = [reach for reach in self._own(owner, upto) if reach.first_time <= time_max]
         newest_first = sorted(own, key=lambda reach: (-reach.last_seq, _cheapest(reach)))
         found = best(self._points.last(reach, time_max=time_max) for reach in newest_first)
-        begin = self._begin_time(owner)
+        begin = begin_time(self._view, owner)
         if found and begin is not None and time_max >= begin:
             return found
         before = self._before(owner)
@@ -190,7 +204,7 @@ class _Search:
 
     def _first_after(self, owner: Generation, upto: int, time_max: int) -> Point | None:
         """The oldest point that is later than a time, on the line that ends here."""
-        begin, before = self._begin_time(owner), self._before(owner)
+        begin, before = begin_time(self._view, owner), self._before(owner)
         if before and (begin is None or time_max < begin):
             found = self._first_after(*before, time_max)
             if found:
@@ -208,13 +222,6 @@ class _Search:
     def _first_above(self, own: list[Reach], time_max: int) -> Point | None:
         above = [reach for reach in own if reach.last_time is None or reach.last_time > time_max]
         return best(self._points.first(reach, time_above=time_max) for reach in above)
-
-    def _begin_time(self, owner: Generation) -> int | None:
-        """The time of the first record that a generation wrote, None if nothing tells it."""
-        if owner.began:
-            return owner.began.time
-        first = (s for s in segments_of(self._view, owner.id) if s.first_seq == owner.first_seq)
-        return min((segment.name.first_time for segment in first), default=None)
 
     def _own(self, owner: Generation, upto: int) -> list[Reach]:
         if (owner.id, upto) not in self._reaches:

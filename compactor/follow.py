@@ -111,15 +111,21 @@ def _checked_base(view: View | None, writer: Writer) -> Head | None:
     head = view.head
     refuse_to_write(head, "head")
     check_database(head, writer.uuid)
-    if head.single_writer and head.host != writer.host and not writer.take_host:
+    if not writer.take_host:
+        check_host(head, writer.host)
+    return head
+
+
+def check_host(head: Head, host: str) -> None:
+    """FencedError (`other_host`) if the namespace has a single writer, and that is another machine."""
+    if head.single_writer and head.host != host:
         raise FencedError(
             f"namespace {head.namespace} is on a store without compare-and-swap and belongs to another host, "
-            f"{head.host} (this is {writer.host}): work there, or if it writes no more, take over with "
+            f"{head.host} (this is {host}): work there, or if it writes no more, take over with "
             "backup --take-over",
             kind="other_host",
             host=head.host,
         )
-    return head
 
 
 def check_database(head: Head, uuid: str) -> None:

@@ -77,6 +77,11 @@ class IndexPoints:
         found = self.last(reach, seq_max=seq)
         return found if found and found.seq == seq else None
 
+    def count(self, reach: Reach) -> int:
+        """How many batch ends there are."""
+        pages = self._pages(reach, reach.last_seq)
+        return sum(len(_ends(page, reach, reach.last_seq)[0]) for page in pages)
+
     def _pages(self, reach: Reach, high: int) -> list[Page]:
         key = reach.segment.key
         if key not in self._readers:

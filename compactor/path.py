@@ -144,6 +144,15 @@ def took_over(head: Head, generation: str) -> bool:
     return gone or predecessor(head, generation) is not None
 
 
+def begin_time(view: HeadView, generation: Generation) -> int | None:
+    """The time of the first record that a generation wrote, None if nothing tells it."""
+    if generation.began:
+        return generation.began.time
+    own = segments_of(view, generation.id)
+    first = (segment for segment in own if segment.first_seq == generation.first_seq)
+    return min((segment.name.first_time for segment in first), default=None)
+
+
 def began_with(head: Head, generation: str, time_ms: int) -> Began:
     """What a head says of a generation that holds from now on what lay before its own first record (which has
     this time), so that it needs no parent any more. A generation that says so already stays as it is."""
