@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from backup.cli.command import command, meta_option, parse_directory
+from backup.cli.each import incomplete, try_each
 from backup.cli.failure import report
 from backup.cli.output import count, note, print_json, print_table, print_text
 
 if TYPE_CHECKING:
     from compactor.monitor import SyncReport
     from ourdb.errors import Error
-
-Done = TypeVar("Done")
 
 
 @command(
@@ -54,11 +53,11 @@ def monitor_command(
 
     failed: dict[str, Error] = {}
     if action == "remove":
-        removed = _try_each(urls, lambda url: compactor.unmonitor(url, meta=meta), failed)
+        removed = try_each(urls, lambda url: compactor.unmonitor(url, meta=meta), failed)
         lines = [f"not monitored any more: {url}" for url in removed]
         return _end({"removed": list(removed)}, lines, failed, as_json)
     found = [*urls, *(_shipped_from(folder, failed) if folder else ())]
-    return _end_sync(_try_each(found, lambda url: compactor.monitor(url, meta=meta), failed), failed, as_json)
+    return _end_sync(try_each(found, lambda url: compactor.monitor(url, meta=meta), failed), failed, as_json)
 
 
 @command(
@@ -85,7 +84,7 @@ def meta_command(action: str, urls: tuple[str, ...], full: bool, meta: Path | No
         raise click.UsageError("rebuild takes no URL and no --full", click.get_current_context())
     if urls:
         failed: dict[str, Error] = {}
-        synced = _try_each(urls, lambda url: compactor.sync_one(url, full=full, meta=meta), failed)
+        synced = try_each(urls, lambda url: compactor.sync_one(url, full=full, meta=meta), failed)
         return _end_sync(synced, failed, as_json)
     done = (
         compactor.rebuild_meta(meta=meta) if action == "rebuild" else compactor.sync_all(full=full, meta=meta)
@@ -118,25 +117,10 @@ def _shipped_from(folder: Path, failed: dict[str, Error]) -> list[str]:
     """Where the databases below a folder were shipped to; `failed` gets those that cannot be read."""
     from backup.shipped import databases_below, shipped_urls
 
-    by_database = _try_each(map(str, databases_below(folder)), shipped_urls, failed)
+    by_database = try_each(map(str, databases_below(folder)), shipped_urls, failed)
     for database in (database for database, urls in by_database.items() if not urls):
         note(f"never shipped: {database}")
     return [url for urls in by_database.values() for url in urls]
-
-
-def _try_each(
-    things: Iterable[str], action: Callable[[str], Done], failed: dict[str, Error]
-) -> dict[str, Done]:
-    """What the action gives for each; one that fails does not stop the others."""
-    from ourdb.errors import Error
-
-    done = {}
-    for thing in dict.fromkeys(things):
-        try:
-            done[thing] = action(thing)
-        except Error as error:
-            failed[thing] = error
-    return done
 
 
 def _end_sync(synced: Mapping[str, SyncReport], failed: Mapping[str, Error], as_json: bool) -> int:
@@ -159,20 +143,10 @@ def _end(told: dict[str, Any], lines: Iterable[str], failed: Mapping[str, Error]
     done = len(next(iter(told.values())))
     if len(failed) == 1 and not done:
         raise next(iter(failed.values()))
-    error = _incomplete(done, failed) if failed else None
+    error = incomplete(done, failed) if failed else None
     if as_json:
         print_json(told if error is None else told | {"error": error.as_json()})
         return error.exit_code if error else 0
     for line in lines:
         print_text(line)
     return report(error, as_json=False) if error else 0
-
-
-def _incomplete(done: int, failed: Mapping[str, Error]) -> Error:
-    from ourdb.errors import IncompleteError
-
-    name, first = next(iter(failed.items()))
-    return IncompleteError(
-        f"{len(failed)} of {done + len(failed)} failed, the first: {name}: {first}",
-        failed=[{"name": name, "error": error.as_json()} for name, error in failed.items()],
-    )

@@ -1,0 +1,166 @@
+"""ourdb compact: many segments become few."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from backup.cli.command import at_most_one, command, meta_option, parse_directory, parse_span
+from backup.cli.each import incomplete, try_each
+from backup.cli.failure import report
+from backup.cli.output import count, note, print_json, print_text
+from backup.cli.progress import work_bar
+
+if TYPE_CHECKING:
+    from compactor.compact_report import CompactReport, SetReport
+    from ourdb.errors import Error
+
+STRATEGIES = ("auto", "levels", "log", "all")
+_POINTS_SHOWN = 20
+
+
+@command(
+    "compact",
+    example="""
+    ourdb compact file:///srv/backup/notes --dry-run
+    ourdb compact file:///srv/backup/notes
+    ourdb compact file:///srv/backup/notes --strategy all --window 30d --json
+    """,
+)
+@click.argument("url", metavar="[URL]", required=False)
+@click.option("--all", "everything", is_flag=True, help="Every namespace that this machine monitors.")
+@click.option(
+    "--strategy",
+    type=click.Choice(STRATEGIES),
+    default="auto",
+    show_default=True,
+    help="Which segments: by size; by levels; halves; everything into one.",
+)
+@click.option("--threshold", type=int, metavar="N", help="Of auto (8) and levels (10): 2 segments or more.")
+@click.option(
+    "--window",
+    callback=parse_span,
+    metavar="30d",
+    help="Drop what no point of this time needs; 0: of the newest. Not less than the policy's.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be merged, what it costs and saves.")
+@click.option(
+    "--out", callback=parse_directory, metavar="DIR", help="Write files below DIR, and publish nothing."
+)
+@click.option("--force", is_flag=True, help="Drop although the clocks here and in the store differ.")
+@meta_option
+def compact_command(
+    url: str | None, everything: bool, meta: Path | None, as_json: bool, **options: Any
+) -> int:
+    """Merge the segments of a store, so that a restore reads few, and drop what the policy does not keep.
+
+    Pins, branch points, keep rules and the window of the policy stay exact. Without a policy nothing is
+    dropped. What was merged stays in the store until `prune`.
+    """
+    at_most_one(all=everything, out=options["out"])
+    if everything == (url is not None):
+        raise click.UsageError("which namespace: a URL, or --all", click.get_current_context())
+    from compactor.compaction import compact
+
+    with work_bar("compacting") as progress:
+        if url is not None:
+            found = compact(url, meta=meta, progress=progress, **options)
+            return _end_one(found, as_json)
+        failed: dict[str, Error] = {}
+        done = try_each(
+            _monitored(meta), lambda one: compact(one, meta=meta, progress=progress, **options), failed
+        )
+    return _end_all(done, failed, as_json)
+
+
+def _monitored(meta: Path | None) -> list[str]:
+    from compactor.monitor import list_monitored_namespaces
+
+    return [watched.url for watched in list_monitored_namespaces(meta=meta)]
+
+
+def _end_one(found: CompactReport, as_json: bool) -> int:
+    for text in found.notes:
+        note(text)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        _print(found)
+    return 0
+
+
+def _end_all(done: dict[str, CompactReport], failed: dict[str, Error], as_json: bool) -> int:
+    error = incomplete(len(done), failed) if failed else None
+    for text in dict.fromkeys(text for one in done.values() for text in one.notes):
+        note(text)
+    if as_json:
+        told: dict[str, Any] = {"namespaces": [one.as_json() for one in done.values()]}
+        print_json(told if error is None else told | {"error": error.as_json()})
+        return error.exit_code if error else 0
+    for one in done.values():
+        print_text(one.url)
+        _print(one)
+    if not done and not failed:
+        print_text("nothing is monitored: ourdb monitor add URL")
+    return report(error, as_json=False) if error else 0
+
+
+def _print(found: CompactReport) -> None:
+    for each in found.sets:
+        for line in _lines(each):
+            print_text(line)
+    would = any(each.outcome in ("planned", "written") for each in found.sets)
+    print_text(
+        f"{'a restore would read' if would else 'a restore reads'} {count(found.segments_after, 'segment')}, "
+        f"{found.segments_before} before; {_work(found)}"
+    )
+
+
+def _work(found: CompactReport) -> str:
+    from ourdb.units import format_size
+
+    if not any(each.changed for each in found.sets):
+        return f"nothing to merge; {count(sum(found.requests.values()), 'request')}"
+    read = found.total("index_bytes") + found.total("bytes_fetched")
+    sizes = (
+        ("read", read),
+        ("copied in the store", found.total("bytes_copied")),
+        ("decoded", found.total("bytes_decoded")),
+        ("written", found.total("bytes_written")),
+    )
+    told = ", ".join(f"{format_size(size)} {what}" for what, size in sizes)
+    if not found.dry_run:
+        return f"{told}; {count(sum(found.requests.values()), 'request')}"
+    foreseen = sum(sum(each.figures.requests.values()) for each in found.sets if each.figures)
+    return f"{told} by about {count(foreseen, 'request')}"
+
+
+def _lines(each: SetReport) -> Iterator[str]:
+    """What became of a set, and what stays exact in it."""
+    from ourdb.units import format_size
+
+    where = f"seq {each.first_seq} to {each.last_seq} of generation {each.generation}"
+    if not each.changed:
+        yield f"{each.outcome}: {where}: {count(each.segments, 'segment')} as before"
+        return
+    saved = each.bytes - each.bytes_after
+    yield (
+        f"{each.outcome}: {where}: {count(each.segments, 'segment')} to {each.segments_after}, "
+        f"{format_size(each.bytes)} to {format_size(each.bytes_after)}"
+        + (f", {format_size(saved)} less" if saved > 0 else "")
+    )
+    if each.figures:
+        dropped = each.figures.records_before - each.figures.records_after
+        yield f"  {count(each.figures.records_after, 'record')} kept, {dropped} dropped"
+    if each.horizon is not None:
+        yield f"  every point from seq {each.horizon} on stays exact"
+    points = list(each.kept.items())
+    for seq, why in points[:_POINTS_SHOWN]:
+        yield f"  seq {seq} stays exact: {why}"
+    if len(points) > _POINTS_SHOWN:
+        yield f"  and {count(len(points) - _POINTS_SHOWN, 'point')} more"
+    for name in each.names:
+        yield f"  {name}"
