@@ -3,7 +3,7 @@
 It is the only command that deletes. A run reads the head, lists the store, plans, puts the head if something
 changes, and deletes only what a head has let go of that it knows to be kept: by its own put in this run, or
 because the head that it read is one that was acknowledged. After a lost race all of that is done anew
-(docs/protocols.md#letting-go).
+(docs/protocols.md).
 """
 
 from __future__ import annotations
