@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ourdb.liveness import mask_ranges
 from ourdb.merge import SourceColumns, fold_ranges
 from ourdb.segment.columns import Columns, batch_ends
-from ourdb.segment.summary import Run, Stretch, Summary
+from ourdb.segment.summary import Run, Stretch, Summary, fold_run
 
 FetchColumns = Callable[[int, int], Iterable[Columns]]
 
@@ -202,7 +202,7 @@ def summarize_cuts(whole: Summary, cuts: Sequence[Cut], columns: FetchColumns) -
                 last_time=whole.last_time if last else cut.last_time,
                 runs=tuple(here),
                 records=cut.records,
-                highest_id=whole.highest_id if last else (following.highest_before if following else None),
+                highest_id=whole.highest_id if last else _highest_id(here, following, cut, columns),
                 chain_before=chain,
                 chain_after=chain_after,
                 level=whole.level,
@@ -215,6 +215,16 @@ def summarize_cuts(whole: Summary, cuts: Sequence[Cut], columns: FetchColumns) -
         if following_cut:
             first_time = following_cut.first_time if cut.goes_on or next_time is None else next_time
     return summaries
+
+
+def _highest_id(here: Sequence[Run], following: Run | None, cut: Cut, columns: FetchColumns) -> int | None:
+    """The highest id given up to the end of a file, where a run in it or behind it can tell."""
+    if following:
+        return following.highest_before
+    if cut.goes_on:
+        return None
+    run = here[-1]
+    return fold_run(columns(run.first_seq, run.last_seq), run, run.last_seq)[0]
 
 
 def _cut_runs(runs: Sequence[Run], cuts: Sequence[Cut], columns: FetchColumns) -> list[Run]:
