@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from ourdb.errors import DamageError, Error, InvalidError, RefusedError
 from ourdb.units import MIB
 from tests.stub_bucket import LOST_REPLY, Fault, StubBucket
 from tests.stub_s3 import DROP, Answer, Request, refusal
-from tests.stub_store import SLOW_DOWN, stubbed
+from tests.stub_store import SLOW_DOWN, store_at, stubbed
 
 pytestmark = pytest.mark.usefixtures("stub_credentials")
 SOURCE = b"".join(number.to_bytes(4, "big") * 256 for number in range(20 * 1024))  # 20 MiB
@@ -194,6 +195,11 @@ class TestWithoutCopies:
             with pytest.raises(NotSupported, match="cannot copy"):
                 store.assemble("other", PIECES, size_hint=40 * MIB)
         assert bucket.uploads == {}
+
+    def test_store_that_wants_even_parts_is_known_by_its_host(self) -> None:
+        for host, copies in (("account.eu.r2.cloudflarestorage.com", False), ("s3.example.org", True)):
+            with closing(store_at(f"https://{host}")) as store:
+                assert store._assembler.copies is copies
 
 
 class TestLimits:

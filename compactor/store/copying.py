@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 from compactor.store.base import (
     Bytes,
@@ -24,6 +25,7 @@ from compactor.store.requests import RequestCounter
 from compactor.store.s3_errors import NotSatisfiable, NotUnderstood
 from compactor.url import StoreUrl
 
+_WANTS_EVEN_PARTS = ".r2.cloudflarestorage.com"  # it refuses at the end, when the pieces are gone
 _log = logging.getLogger(__name__)
 _REFUSALS = (NotSupported, NotUnderstood, NotSatisfiable, PreconditionFailed)
 
@@ -48,7 +50,8 @@ class Assembler:
         self._etags = etags
         self._requests = requests
         self._fetch = fetch
-        self._copies: bool | None = None  # None: not known yet
+        host = urlsplit(uploader.client.endpoint).hostname or ""
+        self._copies: bool | None = False if host.endswith(_WANTS_EVEN_PARTS) else None  # None: not known yet
 
     @property
     def copies(self) -> bool:
@@ -69,7 +72,7 @@ class Assembler:
         with self._uploader.begun(path, on_begin) as upload:
             for part in parts:
                 if not isinstance(part, CopyRange):
-                    upload.send(partial(self._send, upload, part))
+                    upload.send(self._sender(upload, part))
                     continue
                 future = upload.send(partial(self._copy, upload, part))
                 if self._copies is None and not self._is_copied(future):
@@ -87,6 +90,11 @@ class Assembler:
         else:
             self._copies = True
         return self._copies
+
+    def _sender(self, upload: MultipartUpload, part: Gathered) -> Callable[[int], SentPart]:
+        if any(isinstance(piece, CopyRange) for piece in part):
+            return partial(self._send, upload, part)
+        return partial(upload.put_plain, b"".join(map(self._bytes, part)))  # so that the pieces can go
 
     def _send(self, upload: MultipartUpload, part: Gathered, number: int) -> SentPart:
         return upload.put_plain(b"".join(map(self._bytes, part)), number)

@@ -17,7 +17,7 @@ PARTS_MAX = 10_000
 PART_BYTES_MIN = 5 * MIB  # of each but the last
 PART_BYTES_MAX = 5 * GIB
 COPY_BYTES_MIN = 16 * MIB  # of a range that the store copies: a shorter one costs more requests than it saves
-COPY_BYTES_MAX = GIB  # in one request: it has to be answered within read_seconds
+COPY_BYTES_MAX = 256 * MIB  # in one request, which a slow disk too has to answer within read_seconds
 FETCH_BYTES_MAX = 4 * MIB  # of a range in one request
 
 Gathered = tuple[Piece, ...]  # bytes, and ranges that are to be fetched, sent together
