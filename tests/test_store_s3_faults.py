@@ -323,7 +323,15 @@ class TestUploads:
         with stubbed([self.page(""), refusal(403, "AccessDenied")]) as (store, _):
             assert list(store.list_uploads()) == []
 
-    @pytest.mark.parametrize("answer", [refusal(501, "NotImplemented"), refusal(405, "MethodNotAllowed")])
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            refusal(501, "NotImplemented"),
+            refusal(405, "MethodNotAllowed"),
+            refusal(400, "InvalidArgument"),
+            refusal(403, "AccessDenied"),
+        ],
+    )
     def test_store_that_lists_none_gives_none(self, answer: Answer) -> None:
         with stubbed(lambda _: answer) as (store, _):
             assert list(store.list_uploads()) == []

@@ -243,8 +243,8 @@ class Store(Protocol):
 
     def list_uploads(self) -> Iterator[Upload]:
         """What put_stream and assemble left unfinished, or are at, in no order: as far as the store tells.
-        Some tell nothing, so what a run begins is noted too. For local files the key is only a place that
-        abort_upload understands."""
+        Some tell nothing, or not to everybody, so what a run begins is noted too. For local files the key is
+        only a place that abort_upload understands."""
         ...
 
     def heads_above(self) -> str | None:

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Iterator
 from functools import partial
 
 from compactor.store.base import NotSupported, Upload
 from compactor.store.retry import Retry
 from compactor.store.s3_client import S3Client
+from compactor.store.s3_errors import NotUnderstood
 from ourdb.errors import RefusedError, TemporaryError
+
+_log = logging.getLogger(__name__)
 
 
 def list_uploads(client: S3Client, retry: Retry, root: str) -> Iterator[Upload]:
-    """Those of keys that begin with `root`, which is taken off their keys. None if the store lists none."""
-    found = False
-    for upload in _listed(client, retry, root, root):
-        found = True
-        yield upload
-    if not found:  # MinIO knows no prefixes here: the exact key, or the whole bucket
-        with contextlib.suppress(RefusedError):  # whose credentials end at a prefix may not
-            yield from _listed(client, retry, root, "")
+    """Those of keys that begin with `root`, which is taken off their keys. None if the store cannot list
+    them, or does not permit it."""
+    for prefix in (root, ""):  # MinIO knows no prefixes here: the exact key, or the whole bucket
+        found = False
+        try:
+            for upload in _listed(client, retry, root, prefix):
+                found = True
+                yield upload
+        except (NotSupported, NotUnderstood, RefusedError) as error:
+            _log.info("unfinished uploads cannot be listed: %s", error)
+            return
+        if found:
+            return
 
 
 def _listed(client: S3Client, retry: Retry, root: str, prefix: str) -> Iterator[Upload]:
     place: dict[str, str] = {}
     while True:
-        try:
-            reply = retry.call(partial(client.call, "list_multipart_uploads", "", Prefix=prefix, **place))
-        except NotSupported:
-            return
+        reply = retry.call(partial(client.call, "list_multipart_uploads", "", Prefix=prefix, **place))
         for one in reply.get("Uploads", ()):
             key = str(one["Key"])
             if key.startswith(root):
