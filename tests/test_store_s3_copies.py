@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 
@@ -169,6 +170,13 @@ class TestWithoutCopies:
         assert bucket.steps.count("copy") == 1
         (record,) = caplog.records
         assert "not copied, from here on" in record.message
+
+    def test_assemblies_at_once_all_learn_it(self) -> None:
+        bucket = StubBucket({"a": SOURCE}, {"copy": [Fault(CANNOT[0])] * 100})
+        with stubbed(bucket) as (store, _), ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda key: store.assemble(key, PIECES, size_hint=40 * MIB), ("x", "y", "z")))
+        assert {bucket.objects[key] for key in ("x", "y", "z")} == {WHOLE}
+        assert bucket.steps.count("copy") <= 3
 
     def test_etag_is_compared_where_ranges_are_fetched(self) -> None:
         bucket = StubBucket({"a": SOURCE}, {"copy": [Fault(CANNOT[0])]})

@@ -74,8 +74,12 @@ class Assembler:
                 if not isinstance(part, CopyRange):
                     upload.send(self._sender(upload, part))
                     continue
+                known = self._copies  # another assembly may learn it meanwhile
+                if known is False:
+                    stream.refuse()
+                    continue
                 future = upload.send(partial(self._copy, upload, part))
-                if self._copies is None and not self._is_copied(future):
+                if known is None and not self._is_copied(future):
                     upload.take_back()
                     stream.refuse()
             return upload.complete(None)
