@@ -14,19 +14,20 @@ IDS = 5
 
 
 @st.composite
-def merged_worlds(draw: st.DrawFn) -> World:
-    """Published. One generation or two, the second a copy that took over or a fork; merged segments with runs
-    and single points that are exact, and parts of stretches, in place of their sources or beside them."""
+def merged_worlds(draw: st.DrawFn, merged: bool = True) -> World:
+    """Published. One generation or two, the second a copy that took over or a fork; if `merged` with segments
+    that are exact in runs and single points, and parts of stretches, in place of their sources or beside."""
     world = memory_world()
     world.config = Config(file_size=8 << 10, record_size_max=2 << 10)
+    merges_max = 2 if merged else 0
     log = draw(_histories(DAY_0, Log()))
-    _add_line(draw, world, G1, log)
+    _add_line(draw, world, G1, log, merges_max)
     left = [seq for seq in log.ends() if _offers(world, G1, seq)]
     if left and draw(st.booleans(), label="a copy goes on"):
         branch = draw(st.sampled_from(left), label="branch")
         second = draw(_histories(DAY_0 + HOUR, log.copy(branch)))
         takes_over = G1 if draw(st.booleans(), label="takes over") else None
-        _add_line(draw, world, G2, second, parent=(G1, branch), takes_over=takes_over)
+        _add_line(draw, world, G2, second, merges_max, parent=(G1, branch), takes_over=takes_over)
     world.publish()
     return world
 
@@ -55,6 +56,7 @@ def _add_line(
     world: World,
     name: str,
     log: Log,
+    merges_max: int,
     *,
     parent: tuple[str, int] | None = None,
     takes_over: str | None = None,
@@ -65,7 +67,7 @@ def _add_line(
     sources = len(world.segments)
     world.line(name, log, cuts, parent=parent, takes_over=takes_over)
     made = len(world.segments)
-    for _ in range(draw(st.integers(0, 2), label="merged")):
+    for _ in range(draw(st.integers(0, merges_max), label="merged")):
         first = draw(st.sampled_from([start, *cuts]), label="after") + 1
         last = draw(st.sampled_from([end for end in [*cuts, len(log)] if end >= first]), label="upto")
         _merge(draw, world, name, first, last, [end for end in ends if first <= end <= last])

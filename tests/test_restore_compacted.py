@@ -1,0 +1,133 @@
+"""After compactions as they really are: every write in the window and every pin is restored, and read from
+the store, exactly; the rest is refused or exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import ourdb
+from backup.remote import open_remote
+from backup.restore import restore
+from compactor.generations import Pin
+from compactor.path import owner_of, route
+from ourdb.errors import UnreachableError
+from tests.compacting import Bench
+from tests.merged import IDS, merged_worlds, offered
+from tests.worlds import World, writes
+
+WINDOWS = [None, 0, 1, 500, 1500, 3000]  # ms; the worlds' writes are up to a second apart
+
+
+def pin(world: World, line: str, seq: int) -> None:
+    owner = owner_of(world.view.head, line, seq).id
+    time = world.logs[line].time(seq)
+    world.pins = (*world.pins, Pin(name=f"pin {len(world.pins)}", generation=owner, seq=seq, time=time))
+
+
+def promised(world: World, window: int | None) -> list[tuple[str, int]]:
+    """What has to be there: all without a window; else what is in it, on each line the last point before it,
+    and the pins."""
+    newest = max(log.time(len(log)) for log in world.logs.values())
+    found = []
+    for line, log in world.logs.items():
+        ends = log.ends()
+        before = [end for end in ends if window is None or log.time(end) <= newest - window]
+        first = ends[0] if window is None else before[-1] if before else ends[0]
+        pins = {
+            one.seq for one in world.pins if owner_of(world.view.head, line, one.seq).id == one.generation
+        }
+        found += [(line, end) for end in ends if end >= first or end in pins]
+    return found
+
+
+def assert_exact(world: World, folder: Path, line: str, seq: int) -> None:
+    """Restored and read in place, with one answer, which is what was written."""
+    log, path = world.logs[line], folder / f"{line}-{seq}"
+    restore(world.url, path, seq=seq, generation=line, meta=folder / "meta.db")
+    with (
+        ourdb.open(path, readonly=True) as db,
+        open_remote(world.url, seq=seq, generation=line, meta=folder / "meta.db") as remote,
+    ):
+        assert dict(db.items()) == dict(remote.items()) == log.state(seq)
+        for id_ in range(IDS):
+            kept = db.get_history(id_)
+            assert remote.history(id_) == kept
+            written = [(n, w.value) for n, w in enumerate(log.writes[:seq], 1) if w.id == id_]
+            found = [(version.seq, version.value) for version in kept]
+            assert [pair for pair in written if pair in found] == found[::-1]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(merged_worlds(merged=False), st.data())
+def test_what_a_window_and_pins_promise_is_exact_after_any_compactions(tmp_path_factory, world, data):
+    folder = tmp_path_factory.mktemp("compacted")
+    for line, seq in data.draw(st.lists(st.sampled_from(offered(world)), max_size=2), label="pins"):
+        pin(world, line, seq)
+    world.publish()
+    bench, narrowest = Bench(folder, world), None
+    for _ in range(data.draw(st.integers(1, 2), label="compactions")):
+        window = data.draw(st.sampled_from(WINDOWS), label="window")
+        bench.compact(data.draw(st.sampled_from(["all", "log"]), label="strategy"), window=window)
+        narrowest = min((one for one in (narrowest, window) if one is not None), default=None)
+    there = offered(world)
+    must = promised(world, narrowest)
+    assert set(must) <= set(there)
+    rest = [point for point in there if point not in must]
+    for points in (must, rest):
+        for line, seq in (
+            data.draw(st.lists(st.sampled_from(points), max_size=3, unique=True)) if points else []
+        ):
+            assert_exact(world, folder, line, seq)
+
+
+@pytest.mark.parametrize("strategy", ["all", "log"])
+def test_every_write_of_a_window_and_every_pin_is_exact(tmp_path, strategy):
+    bench = Bench(tmp_path).line(writes(60), 7)
+    world = bench.world
+    for seq in (11, 23):
+        pin(world, "1" * 16, seq)
+    world.publish()
+    bench.compact(strategy, window=15_000)
+    here = [seq for _, seq in offered(world)]
+    assert {11, 23, *range(45, 61)} <= set(here)
+    for seq in here:
+        assert_exact(world, tmp_path, "1" * 16, seq)
+    for seq in set(range(1, 61)) - set(here):
+        with pytest.raises(UnreachableError) as caught:
+            restore(world.url, tmp_path / "no", seq=seq, meta=tmp_path / "meta.db")
+        before, after = (caught.value.fields[side] for side in ("nearest_before", "nearest_after"))
+        assert (before and before["seq"]) == max((s for s in here if s < seq), default=None)
+        assert after["seq"] == min(s for s in here if s > seq)
+
+
+def test_a_window_of_nothing_keeps_the_newest_state_and_a_history_of_one(tmp_path):
+    bench = Bench(tmp_path).line(writes(60), 7)
+    world = bench.world
+    bench.compact("all", window=0)
+    assert [seq for _, seq in offered(world)] == [60]
+    with open_remote(world.url, meta=tmp_path / "meta.db") as remote:
+        assert dict(remote.items()) == world.logs["1" * 16].state(60)
+        for id_ in range(7):
+            assert [v.seq for v in remote.history(id_)] == [
+                n for n in range(60, 0, -1) if world.logs["1" * 16].writes[n - 1].id == id_
+            ][:1] * (remote.get(id_) is not None)
+
+
+def test_a_reader_that_is_open_goes_on_over_a_compaction(tmp_path):
+    bench = Bench(tmp_path).line(writes(600, ids=50, size=400), 60)
+    world, log = bench.world, bench.world.logs["1" * 16]
+    old = [entry.key for entry in world.view.segments]
+    with open_remote(world.url, meta=tmp_path / "meta.db") as remote:
+        items = iter(remote.items())
+        found = [next(items)]
+        bench.compact("all", window=0)
+        assert not world.store.delete_many(old)
+        found += items
+        assert sorted(found) == sorted(log.state(600).items())
+        assert remote.get(1) == log.state(600).get(1)
+        assert route(world.view, "1" * 16, 600) is not None
+        assert remote.left_out == ()
