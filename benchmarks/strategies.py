@@ -15,6 +15,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from compactor.store.parts import COPY_BYTES_MAX, COPY_BYTES_MIN
 from compactor.strategies import Strategy, strategy
 from ourdb.segment.summary import Stretch
 from ourdb.units import KIB, MIB
@@ -23,8 +24,7 @@ DAY = 1440  # minutes
 EVERY = {"hour": 60, "day": DAY}
 NAMES = ["auto", "levels", "log", "all"]
 RECORD_BYTES = 200
-COPY_BYTES_MIN = PART_BYTES = 16 * MIB  # above it a source is copied in the store; parts that are put
-COPY_BYTES_MAX = 5 << 30  # of one UploadPartCopy
+PART_BYTES = 16 * MIB  # of parts that are put
 
 
 class Piece(NamedTuple):
