@@ -25,6 +25,7 @@ from ourdb.files import FileSystem
 from ourdb.layout import Cutter, kept_columns, summarize_cuts
 from ourdb.merge import SourceColumns, plan_merge
 from ourdb.segment.claims import ClaimChecker
+from ourdb.segment.index import LAYOUTS
 from ourdb.segment.page import Page
 from ourdb.segment.summary import Summary, cut_summary
 from ourdb.units import GIB
@@ -55,7 +56,7 @@ class Merger:
         self.fetcher = SegmentFetcher(store, uuid, self._count)
         self._on_bytes = on_bytes
         self.folder = folder or Path(tempfile.gettempdir())
-        self._ahead = 2 * threads
+        self._ahead = 16 * threads  # indexes; they wait in a file
         self.fs = FileSystem()
         self._threads = threads
         self._stack = ExitStack()
@@ -191,6 +192,7 @@ class Sources:
         reader = self._spool.reader(number)
         claims = ClaimChecker(reader.summary)
         for page in map(reader.page, range(len(reader.pages))):
+            page.load(*LAYOUTS)  # by one read
             claims.add(page.columns())
             self._keep(number, page, step.upto)
         claims.finish()
