@@ -125,6 +125,25 @@ def abandon(directory: Path, name: str) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
+def walk(directory: Path, above: str, prefix: str, start_after: str) -> Iterator[tuple[str, os.stat_result]]:
+    """Keys below a directory in the order of their bytes, with their status; dot names left out."""
+    try:
+        with os.scandir(directory) as entries:
+            found = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name, is_directory in sorted(found, key=lambda one: os.fsencode(one[0] + "/" * one[1])):
+        key = above + os.fsencode(name).decode(errors="backslashreplace") + "/" * is_directory
+        if is_directory:
+            inside = key.startswith(prefix) or prefix.startswith(key)
+            if inside and (key > start_after or start_after.startswith(key)):
+                yield from walk(directory / name, key, prefix, start_after)
+        elif key.startswith(prefix) and key > start_after:
+            status = regular_status(directory / name)
+            if status is not None:
+                yield key, status
+
+
 def temporary_files(root: Path) -> Iterator[tuple[Path, os.stat_result]]:
     """Those in the directory and below, used or abandoned."""
     for directory, _, names in os.walk(root):

@@ -47,6 +47,7 @@ from compactor.store.durable import (
     sync_directory,
     temporary_files,
     translated,
+    walk,
 )
 from compactor.store.requests import RequestCounter
 from compactor.store.retry import Retry
@@ -149,7 +150,7 @@ class LocalStore:
         self.requests.add("LIST")
         with translated(self._root):
             date_ms = self._date_ms()
-            for key, status in _walk(self._root, "", prefix, start_after):
+            for key, status in walk(self._root, "", prefix, start_after):
                 if len(entries) == PAGE_KEYS:
                     yield ListPage(tuple(entries), date_ms)
                     self.requests.add("LIST")
@@ -296,25 +297,6 @@ def _read(fd: int, start: int, length: int) -> bytes:
         pieces.append(piece)
         start, length = start + len(piece), length - len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _walk(directory: Path, above: str, prefix: str, start_after: str) -> Iterator[tuple[str, os.stat_result]]:
-    """Keys below a directory in the order of their bytes, with their status; dot names left out."""
-    try:
-        with os.scandir(directory) as entries:
-            found = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for name, is_directory in sorted(found, key=lambda one: os.fsencode(one[0] + "/" * one[1])):
-        key = above + os.fsencode(name).decode(errors="backslashreplace") + "/" * is_directory
-        if is_directory:
-            inside = key.startswith(prefix) or prefix.startswith(key)
-            if inside and (key > start_after or start_after.startswith(key)):
-                yield from _walk(directory / name, key, prefix, start_after)
-        elif key.startswith(prefix) and key > start_after:
-            status = regular_status(directory / name)
-            if status is not None:
-                yield key, status
 
 
 def _etag(status: os.stat_result) -> Etag:
