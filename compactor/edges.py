@@ -16,10 +16,9 @@ from ourdb.record import SEQ_MAX
 from ourdb.segment.summary import Run
 
 SEGMENT_COST = 1 << 56  # a cost is one number: segments first, then bytes
-_PIECE = 1 << 16
-_LAST, _FIRST, _BEFORE, _AFTER = slice(0, 16), slice(17, 33), slice(77, 85), slice(86, 94)  # of a file name
-_NIBBLE = np.zeros(256, np.int64)
-_NIBBLE[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+_PIECE = 1 << 12
+_LAST, _FIRST, _BEFORE, _AFTER = 0, 17, 77, 86  # in a file name
+_LOW, _ONES = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)  # of each of eight bytes
 
 Ints = npt.NDArray[np.int64]
 
@@ -65,13 +64,15 @@ class Edges:
 
 @dataclass
 class _Columns:
-    """One entry a segment; an unknown chain is 0, and is not asked for."""
+    """One entry a segment; an unknown chain is any number, and is not asked for. special: indexes of those
+    that say their runs, or are part of a stretch."""
 
     first: Ints
     last: Ints
     before: Ints
     after: Ints
     bytes: Ints
+    special: list[int]
 
 
 def usable_edges(
@@ -88,7 +89,7 @@ def usable_edges(
     usable = (columns.first > start) & (columns.first <= (SEQ_MAX if target is None else target))
     runs: dict[int, tuple[Run, ...]] = {}
     stretches: dict[int, list[int]] = defaultdict(list)
-    for index in [i for i, s in enumerate(segments) if s.runs is not None or s.stretch is not None]:
+    for index in columns.special:
         segment, exact = segments[index], segments[index].exact_runs
         if segment.stretch is not None:
             usable[index] = False
@@ -128,8 +129,8 @@ def _sorted_edges(
     crowded = np.zeros(len(chosen), np.bool_)
     crowded[1:] = lasts[:-1] >= firsts[1:]
     return Edges(
-        firsts=_packed(firsts),
-        lasts=_packed(lasts),
+        firsts=firsts.tolist(),
+        lasts=lasts.tolist(),
         begins=_keys(firsts - 1, columns.before[chosen]),
         ends=_keys(lasts, columns.after[tails]),
         costs=_packed(costs[chosen]),
@@ -153,20 +154,33 @@ def _packed(column: Ints) -> Sequence[int]:
 
 
 def _columns(segments: Sequence[SegmentEntry]) -> _Columns:
+    """Piece by piece, so that a segment is in the cache for all that is asked of it."""
     count = len(segments)
-    first, last, before, after = (np.empty(count, np.int64) for _ in range(4))
-    places = ((first, _FIRST), (last, _LAST), (before, _BEFORE), (after, _AFTER))
+    first, last, before, after, sizes = (np.empty(count, np.int64) for _ in range(5))
+    special: list[int] = []
     for begin in range(0, count, _PIECE):
-        names = [segment.file_name for segment in segments[begin : begin + _PIECE]]
-        text = np.frombuffer("".join(names).encode(), np.uint8).reshape(len(names), -1)
-        for column, place in places:
-            number = column[begin : begin + len(names)]
-            number[:] = 0
-            for digit in text[:, place].T:
-                number <<= 4
-                number |= _NIBBLE[digit]
-    sizes = np.fromiter((segment.bytes for segment in segments), np.int64, count)
-    return _Columns(first, last, before, after, sizes)
+        piece = segments[begin : begin + _PIECE]
+        where = slice(begin, begin + len(piece))
+        names = "".join([segment.file_name for segment in piece]).encode()
+        text = np.frombuffer(names, np.uint8).reshape(len(piece), -1)
+        first[where], last[where] = _long(text, _FIRST), _long(text, _LAST)
+        before[where], after[where] = _number(text, _BEFORE), _number(text, _AFTER)
+        sizes[where] = [segment.bytes for segment in piece]
+        special += [i for i, s in enumerate(piece, begin) if s.runs is not None or s.stretch is not None]
+    return _Columns(first, last, before, after, sizes, special)
+
+
+def _long(text: npt.NDArray[np.uint8], place: int) -> Ints:
+    return _number(text, place) << 32 | _number(text, place + 8)
+
+
+def _number(text: npt.NDArray[np.uint8], place: int) -> Ints:
+    """What the eight hex digits at a place of each row say; anything for what are not digits."""
+    digits = np.ascontiguousarray(text[:, place : place + 8]).view(">u8").astype(np.uint64)[:, 0]
+    digits = (digits & _LOW) + (digits >> np.uint64(6) & _ONES) * np.uint64(9)
+    digits = (digits | digits >> np.uint64(4)) & np.uint64(0x00FF00FF00FF00FF)
+    digits = (digits | digits >> np.uint64(8)) & np.uint64(0x0000FFFF0000FFFF)
+    return ((digits | digits >> np.uint64(16)) & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 
 def _may_end(runs: tuple[Run, ...], last: int, target: int | None) -> bool:

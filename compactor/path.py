@@ -11,23 +11,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from compactor.edges import Edges, usable_edges
+from compactor.edges import usable_edges
 from compactor.entries import SegmentEntry
 from compactor.generations import Began, Generation
 from compactor.head import Head
+from compactor.search import ExactRange as ExactRange
+from compactor.search import Search
+from compactor.search import Step as Step
 from ourdb.errors import FencedError, NotFoundError
-from ourdb.segment.summary import Run
 from ourdb.units import format_time
-
-
-class Step(NamedTuple):
-    """One segment of a path: of its records those with after < seq <= upto are used."""
-
-    segment: SegmentEntry
-    after: int
-    upto: int
 
 
 class HeadView(Protocol):
@@ -38,14 +32,6 @@ class HeadView(Protocol):
 
     @property
     def segments(self) -> Sequence[SegmentEntry]: ...
-
-
-class ExactRange(NamedTuple):
-    """The part of an exact run, first_seq to run.last_seq, that a path leads to."""
-
-    segment: SegmentEntry
-    run: Run
-    first_seq: int
 
 
 def plan_path(
@@ -63,13 +49,13 @@ def plan_path(
     """
     if target <= start:
         return []
-    search = _Search(usable_edges(segments, start, target, without), start, chain)
+    search = Search(usable_edges(segments, start, target, without), start, chain)
     return search.path_to(target)
 
 
 def exact_ranges(segments: Sequence[SegmentEntry], start: int, chain: int | None = None) -> list[ExactRange]:
     """All that can be restored exactly behind `start` through segments of one generation, by first seq."""
-    return sorted(_Search(usable_edges(segments, start, None), start, chain).ranges(), key=lambda r: r[2])
+    return sorted(Search(usable_edges(segments, start, None), start, chain).ranges(), key=lambda r: r[2])
 
 
 def route(
@@ -199,159 +185,3 @@ def _as_json(generation: Generation) -> dict[str, object]:
         "last_seq": generation.last_seq,
         "last_time": format_time(generation.last_time),
     }
-
-
-class _Search:
-    """Shortest paths from one start to every edge, by dynamic programming over edges in order of last seq."""
-
-    def __init__(self, edges: Edges, start: int, chain: int | None) -> None:
-        self._edges = edges
-        self._start = start
-        self._costs: list[int | None] = [None] * len(edges.firsts)  # of the best path that ends with an edge
-        self._costs.append(0)  # and of using none, which counts as one edge more
-        self._via: dict[int, tuple[int, int]] = {}  # edge -> edge before, seq of the join: only for overlaps
-        self._late: dict[tuple[int, int], tuple[int, tuple[int, int] | None] | None] = {}
-        self._who: dict[int, int] = {}  # end of an edge -> the edge that the best path to it ends with
-        self._stack: list[tuple[int, int, int]] = []  # last, cost, edge: last and cost both ascend
-        self._pushed = 0
-        none = len(edges.firsts)
-        if chain is None:
-            self._who = {edges.begins[edge]: none for edge in range(none) if edges.firsts[edge] == start + 1}
-        else:
-            self._who = {start << 32 | chain: none}
-        self._solve()
-
-    def path_to(self, target: int) -> list[Step] | None:
-        """The steps of the best path whose last edge reaches the target."""
-        reaching = range(bisect_left(self._edges.lasts, target), len(self._edges.lasts))
-        found = [(cost, edge) for edge in reaching if (cost := self._costs[edge]) is not None]
-        return self._steps(min(found)[1], target) if found else None
-
-    def ranges(self) -> Iterator[ExactRange]:
-        """Each exact run, from the first seq on at which its edge may be the last of a path."""
-        for edge in range(len(self._edges.firsts)):
-            if self._costs[edge] is not None:
-                lowest = self._lowest_end(edge)
-                for segment in self._edges.members(edge):
-                    for run in segment.exact_runs:
-                        if run.last_seq >= lowest:
-                            yield ExactRange(segment, run, max(lowest, run.first_seq))
-
-    def _solve(self) -> None:
-        edges, who, costs = self._edges, self._who, self._costs
-        columns = zip(edges.begins, edges.ends, edges.costs, edges.crowded, strict=True)
-        for edge, (begin, end, own_cost, crowded) in enumerate(columns):
-            before = who.get(begin)
-            cost = None if before is None else costs[before]
-            if crowded:
-                cost = self._enter_overlapping(edge, cost)
-            if cost is not None:
-                costs[edge] = cost = cost + own_cost
-                other = who.get(end)
-                if other is None or cost < (costs[other] or 0):
-                    who[end] = edge
-
-    def _enter_overlapping(self, edge: int, cost: int | None) -> int | None:
-        """The cost of the best path up to an edge that others overlap; cost: by those that end before it.
-
-        The cheapest edge that ends in it is a lower bound, and nearly always joins; if not, all are tried.
-        """
-        first, last = self._edges.firsts[edge], self._edges.lasts[edge]
-        self._push_ending_before(last)
-        place = bisect_left(self._stack, (first,))
-        if place == len(self._stack) or (cost is not None and self._stack[place][1] >= cost):
-            return cost
-        end, lowest, before = self._stack[place]
-        if self._edges.firsts[before] < first and self._edges.knows(edge, end):
-            self._via[edge] = before, end
-            return lowest
-        found = self._enter(edge, last)
-        if found is None:
-            return None
-        if found[1] is not None:
-            self._via[edge] = found[1]
-        return found[0]
-
-    def _push_ending_before(self, last: int) -> None:
-        while self._edges.lasts[self._pushed] < last:
-            cost = self._costs[self._pushed]
-            if cost is not None:
-                while self._stack and self._stack[-1][1] >= cost:
-                    self._stack.pop()
-                self._stack.append((self._edges.lasts[self._pushed], cost, self._pushed))
-            self._pushed += 1
-
-    def _enter(self, edge: int, below: int) -> tuple[int, tuple[int, int] | None] | None:
-        """The least cost up to an edge that is joined before `below`, and how: (edge before, seq of the
-        join), None where they just follow each other. All are tried."""
-        edges, first = self._edges, self._edges.firsts[edge]
-        found: tuple[int, tuple[int, int] | None] | None = None
-        if (follows := self._who.get(edges.begins[edge])) is not None:
-            found = self._costs[follows] or 0, None
-        for before in self._overlapped_by(edge):
-            end, lowest = edges.lasts[before], self._costs[before]
-            if lowest is None or (found and found[0] <= lowest):
-                continue
-            if end < below and edges.knows(edge, end):
-                found = lowest, (before, end)
-            elif edges.exact_at(before, first - 1):
-                cost = self._leave(before, first - 1)
-                if cost is not None and (found is None or cost < found[0]):
-                    found = cost, (before, first - 1)
-        return found
-
-    def _overlapped_by(self, edge: int) -> Iterator[int]:
-        """The edges that begin before this one and end in it, but not at its end."""
-        firsts, lasts = self._edges.firsts, self._edges.lasts
-        first = firsts[edge]
-        for before in range(bisect_left(lasts, first), bisect_left(lasts, lasts[edge])):
-            if firsts[before] < first:
-                yield before
-
-    def _leave(self, edge: int, seq: int) -> int | None:
-        """The cost of the best path that ends with this edge and leaves it after `seq`: it must have been
-        joined before that."""
-        joined = self._via[edge][1] if edge in self._via else self._edges.firsts[edge] - 1
-        if joined < seq:
-            return self._costs[edge]
-        if (edge, seq) not in self._late:
-            self._late[edge, seq] = self._enter(edge, seq)
-        found = self._late[edge, seq]
-        return None if found is None else found[0] + self._edges.costs[edge]
-
-    def _lowest_end(self, edge: int) -> int:
-        """The first seq to which a path may lead whose last edge is this one: those before it end earlier."""
-        first = self._edges.firsts[edge]
-        if self._edges.begins[edge] in self._who:
-            return first
-        for before in self._overlapped_by(edge):
-            end = self._edges.lasts[before]
-            if self._costs[before] is not None and (
-                self._edges.knows(edge, end)
-                or (self._edges.exact_at(before, first - 1) and self._leave(before, first - 1) is not None)
-            ):
-                return end + 1
-        raise AssertionError("an edge with a cost has an edge before it")
-
-    def _steps(self, edge: int, upto: int) -> list[Step]:
-        edges, firsts = self._edges, self._edges.firsts
-        steps: list[Step] = []
-        while True:
-            late = self._late.get((edge, upto)) if self._late else None
-            via = late[1] if late is not None else self._via.get(edge)
-            after = via[1] if via else firsts[edge] - 1
-            if edge in edges.parts:
-                steps.extend(_clip(edges.members(edge), after, upto))
-            else:
-                steps.append(Step(edges.segments[edges.indexes[edge]], after, upto))
-            if after == self._start:
-                return steps[::-1]
-            edge, upto = via if via else (self._who[edges.begins[edge]], after)
-
-
-def _clip(parts: Sequence[SegmentEntry], after: int, upto: int) -> Iterator[Step]:
-    """The steps through the parts of a stretch, the last one first."""
-    for part in reversed(parts):
-        step = Step(part, max(after, part.first_seq - 1), min(upto, part.last_seq))
-        if step.after < step.upto:
-            yield step
