@@ -140,6 +140,7 @@ class FileCutter:
         self._file: _Open | None = None
         self._waiting: list[_Part] = []  # behind the last place where the file may be cut
         self._fold: RunFold | None = None  # of the run that is open
+        self._done: RunFold | None = None  # of the run that ended last
         self._seq, self._time = 0, 0  # of the last record that is in a file
         self._chain: int | None = 0  # there, None: not known
         self._highest: int | None = None
@@ -232,6 +233,10 @@ class FileCutter:
 
     def _follow(self, file: _Open, columns: Columns, first_seq: int, run: Run) -> None:
         """Carries the chain and the highest id on through records of an exact run."""
+        if self._fold is None and file.runs and file.runs[-1].last_seq == first_seq - 1:
+            # Its segment goes on without what comes next, and another one, entered here, has that.
+            file.runs.pop()
+            self._fold = self._done
         if self._fold is None or first_seq != self._seq + 1:
             starts = first_seq == run.first_seq
             chain = run.chain_before if starts else self._chain
@@ -245,7 +250,7 @@ class FileCutter:
         self._next_time = None
         if done.last_seq == run.last_seq and run.next_time is not None:
             file.runs.append(replace(done, next_time=run.next_time))
-            self._fold, self._next_time = None, run.next_time
+            self._fold, self._done, self._next_time = None, self._fold, run.next_time
 
     def _seq_of_run(self) -> int:
         """Where the exact run ends that was followed last, 0: none in this file."""

@@ -20,9 +20,9 @@ from ourdb.config import Config
 from ourdb.errors import DamageError, UnreachableError
 from ourdb.log import LogReader
 from tests.merged import IDS, merged_worlds, offered
-from tests.worlds import DAY_0, UUID, Log, World, Write, memory_world, writes
+from tests.worlds import DAY_0, HOUR, UUID, Log, World, Write, memory_world, writes
 
-G1 = "1" * 16
+G1, G2 = "1" * 16, "2" * 16
 
 
 @pytest.fixture(autouse=True)
@@ -193,3 +193,34 @@ def test_an_inexact_piece_that_no_data_file_holds_is_refused_or_gone_around(tmp_
     report = restore(world.url, tmp_path / "db")
     assert report.left_out == (merged.key,)
     assert_exact(tmp_path / "db", log, 60, list(range(1, 61)))
+
+
+@pytest.mark.parametrize("file_size", [1 << 20, 8 << 10])
+def test_a_merged_segment_that_is_left_at_a_pin_is_followed_by_one_that_goes_on_there(tmp_path, file_size):
+    log = Log(Write(n % 7, b"%d-" % n * 300, DAY_0 + n * 1000) for n in range(1, 61))
+    world = memory_world()
+    world.config = Config(file_size=file_size, record_size_max=2 << 10)
+    world.line(G1, log, [60])
+    world.segments.clear()
+    world.segment(G1, 1, 30, [(17, 17), (30, 30)], level=1)
+    world.segment(G1, 18, 60)
+    world.publish()
+    for seq in (17, 31, 40, 60):
+        restore(world.url, tmp_path / f"db{seq}", seq=seq)
+        assert_exact(tmp_path / f"db{seq}", log, seq, kept_seqs(world, G1, seq))
+
+
+def test_a_copy_goes_on_from_a_pin_of_a_merged_parent(tmp_path):
+    log = writes(30)
+    second = log.copy(17)
+    for n in range(1, 11):
+        second.append(Write(n, b"second", DAY_0 + HOUR + n * 1000))
+    world = memory_world()
+    world.line(G1, log, [30])
+    world.segments.clear()
+    world.segment(G1, 1, 30, [(17, 17), (30, 30)], level=1)
+    world.line(G2, second, parent=(G1, 17))
+    world.publish()
+    for seq in (17, 18, 27):
+        restore(world.url, tmp_path / f"db{seq}", seq=seq, generation=G2)
+        assert_exact(tmp_path / f"db{seq}", second, seq, kept_seqs(world, G2, seq))
