@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from compactor.policy import Policy, policy_for
 from compactor.protect import Protection, Rules, protect, rules_of, spans_of, still_offered
 from compactor.publish import Change, Patience, Writer, follow, may_name, publish
 from compactor.session import Session
-from compactor.sets import MergeSet, useless_beside
+from compactor.sets import MergeSet
 from compactor.store.base import NoSuchKey
+from compactor.superseded import find_superseded
 from compactor.view import View
 from ourdb.errors import DamageError
 from ourdb.segment.summary import Run
@@ -145,7 +146,7 @@ class SetRun:
         standing = self._standing
         while True:
             change = self._change(result)
-            beside = len(change.drop) - len(self._own_keys)
+            beside = len(frozenset(change.drop) - self._set.keys)
             report = self._report("merged", result.kept, result.written.figures, result.keys, beside=beside)
             view = publish(standing.session.namespace, follow(standing.view, standing.writer(), change))
             if view is not None:
@@ -159,29 +160,24 @@ class SetRun:
                 return None
 
     def _change(self, result: _Result) -> Change:
-        standing, name = self._standing, self._set.generation.id
-        rules = standing.rules(name)
-        beside = useless_beside(standing.view, self._set, result.runs, rules, result.kept)
+        standing, generation = self._standing, self._generation()
+        entries = result.written.entries
+        rules = standing.rules(generation.id)
         return Change(
-            add=result.written.entries,
-            drop=[*self._own_keys, *beside],
-            generations=self._new_beginning(),
-            horizons={name: result.kept.horizon or 0},
+            add=entries,
+            drop=find_superseded(standing.view, self._set, entries, generation, rules, result.kept),
+            generations={generation.id: generation},
+            horizons={generation.id: result.kept.horizon or 0},
         )
 
-    def _new_beginning(self) -> Mapping[str, Generation]:
-        """A generation that holds now what its ancestors wrote needs none of them."""
-        if not self._set.across:
-            return {}
+    def _generation(self) -> Generation:
+        """The generation as the next head says it: what holds now what its ancestors wrote needs none."""
         head, name = self._standing.view.head, self._set.generation.id
+        generation = head.generations[name]
+        if not self._set.across:
+            return generation
         first = next(step.segment for step in self._set.steps if step.segment.generation == name)
-        began = began_with(head, name, first.name.first_time)
-        return {name: replace(head.generations[name], parent=None, began=began)}
-
-    @property
-    def _own_keys(self) -> list[str]:
-        """The sources that the generation lets go of: those of its ancestors stay theirs."""
-        return [s.key for s in self._set.segments if s.generation == self._set.generation.id]
+        return replace(generation, parent=None, began=began_with(head, name, first.name.first_time))
 
     @property
     def _live(self) -> frozenset[str]:

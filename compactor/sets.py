@@ -1,9 +1,7 @@
-"""The sets of segments that a compaction merges, and what lives beside them that their result makes useless.
-Pure."""
+"""The sets of segments that a compaction merges. Pure."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,10 +9,8 @@ from itertools import groupby
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
 from compactor.path import HeadView, Step, ancestry, open_lines, plan_path, route, segments_of
-from compactor.protect import Protection, Rules, Span, spans_of
 from compactor.strategies import All, Strategy
 from compactor.windows import lost_range
-from ourdb.segment.summary import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,49 +148,3 @@ def _set_of(generation: Generation, path: Sequence[Step], segments: tuple[Segmen
     later = [step.segment for step in path if step.after >= segments[-1].last_seq]
     ends = [s for s in later if s.stretch is None or s.stretch.part == s.stretch.parts]
     return MergeSet(generation=generation, steps=steps, behind=len(ends))
-
-
-def useless_beside(
-    view: HeadView, chosen: MergeSet, runs: Sequence[Run], rules: Rules, kept: Protection
-) -> list[str]:
-    """The keys of live segments that lie within a set and are none of it, and offer nothing protected that
-    its result does not offer (its exact runs are `runs`)."""
-    live = segments_of(view, chosen.generation.id)
-    begins = {segment.first_seq: segment.name.first_time for segment in live}
-    result = spans_of([(0, runs)])
-    groups: dict[object, list[SegmentEntry]] = defaultdict(list)
-    for segment in live:
-        if segment.key not in chosen.keys:
-            groups[segment.stretch.id if segment.stretch else segment.key].append(segment)
-    found = []
-    for group in groups.values():
-        inside = all(chosen.first_seq <= s.first_seq and s.last_seq <= chosen.last_seq for s in group)
-        if inside and all(_offers_less(_spans_within(s, begins), result, rules, kept) for s in group):
-            found += [segment.key for segment in group]
-    return found
-
-
-def _spans_within(segment: SegmentEntry, begins: dict[int, int]) -> list[Span]:
-    spans = spans_of([(segment.name.first_time, segment.exact_runs)])
-    following = begins.get(segment.last_seq + 1)
-    if spans and following is not None and spans[-1].run.next_time is None:
-        spans[-1] = Span(spans[-1].run, following)
-    return spans
-
-
-def _offers_less(spans: Sequence[Span], result: Sequence[Span], rules: Rules, kept: Protection) -> bool:
-    for span in spans:
-        first, last = max(span.run.first_seq, kept.horizon or 0), span.run.last_seq
-        if first <= last and not _holds(result, first, last):
-            return False
-        marked = [seq for seq in rules.marked if span.run.first_seq <= seq <= last]
-        if not all(_holds(result, seq, seq) for seq in marked):
-            return False
-        times = [time for time in rules.boundaries if span.serves(time)]
-        if not all(any(other.serves(time) for other in result) for time in times):
-            return False
-    return True
-
-
-def _holds(spans: Sequence[Span], first_seq: int, last_seq: int) -> bool:
-    return any(s.run.first_seq <= first_seq and last_seq <= s.run.last_seq for s in spans)
