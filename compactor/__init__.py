@@ -1,7 +1,13 @@
 """Stores, the head of a namespace, the meta index, and the shortest path through segments.
 
-What commits is in compactor.publish: `follow` computes the next head, `publish` puts it.
+What commits is in compactor.publish: `follow` computes the next head, `publish` puts it. `compact` and what
+belongs to it are imported when they are first used: a backup run needs none of them.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from compactor.follow import Change, Draft, Writer
 from compactor.head import Generation, Head, Known, Parent, Pin, SegmentEntry
@@ -31,8 +37,15 @@ from compactor.store import open_store
 from compactor.view import View, may_name
 from compactor.watchlist import Watched
 
+if TYPE_CHECKING:
+    from compactor.compact_options import CompactOptions
+    from compactor.compact_report import CompactReport, SetReport
+    from compactor.compaction import compact
+
 __all__ = [
     "Change",
+    "CompactOptions",
+    "CompactReport",
     "Draft",
     "Generation",
     "Head",
@@ -47,11 +60,13 @@ __all__ = [
     "SegmentInfo",
     "SegmentRange",
     "SegmentRow",
+    "SetReport",
     "SyncAllReport",
     "SyncReport",
     "View",
     "Watched",
     "Writer",
+    "compact",
     "get_segment_range",
     "list_all_segments",
     "list_monitored_namespaces",
@@ -64,3 +79,16 @@ __all__ = [
     "sync_one",
     "unmonitor",
 ]
+
+_LATE = {
+    "CompactOptions": "compact_options",
+    "CompactReport": "compact_report",
+    "SetReport": "compact_report",
+    "compact": "compaction",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)

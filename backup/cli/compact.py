@@ -63,7 +63,7 @@ def compact_command(
     at_most_one(all=everything, out=options["out"])
     if everything == (url is not None):
         raise click.UsageError("which namespace: a URL, or --all", click.get_current_context())
-    from compactor.compaction import compact
+    from compactor import compact
 
     with work_bar("compacting") as progress:
         if url is not None:
