@@ -168,11 +168,11 @@ class _Cutter:
 
     def _until(self, generation: Generation) -> int:
         """From this time on nothing means a point of this generation, unless it is asked for by name."""
-        known_to = max(generation.as_of, generation.last_time) + 1
+        until = generation.known_to + 1
         if generation.successor is None:
-            return known_to
+            return until
         begins = begin_time(self._shape, self._shape.head.generations[generation.successor])
-        return known_to if begins is None else min(begins, known_to)
+        return until if begins is None else min(begins, until)
 
     def _why_boundary(self, until: int, cut: Shape) -> str | None:
         """Whether a keep rule's time would mean another point, or none, on any line."""
@@ -228,7 +228,7 @@ class _Cutter:
         marked = marked_seqs(head, generation.id)
         if not marked:
             return Shape(
-                _without(head, generation),
+                _without(head, generation, begin_time(self._shape, generation)),
                 [entry for entry in segments if entry.generation != generation.id],
             )
         kept_to = max(marked)
@@ -270,13 +270,15 @@ class _Cutter:
         return generation.kept_until if seq == generation.kept_to else None
 
 
-def _without(head: Head, gone: Generation) -> Head:
-    """The head without a generation; whom it took over from was taken over by its successor, or has none."""
+def _without(head: Head, gone: Generation, begin: int | None) -> Head:
+    """The head without a generation; whom it took over from was taken over by its successor, or has none, and
+    still means no time from its begin on."""
     generations = {}
     for name, generation in head.generations.items():
         if generation.successor == gone.id:
             kept_to = generation.kept_to if gone.successor else generation.end_seq
-            generation = replace(generation, successor=gone.successor, kept_to=kept_to)
+            until = min((t for t in (generation.kept_until, begin) if t is not None), default=None)
+            generation = replace(generation, successor=gone.successor, kept_to=kept_to, kept_until=until)
         if name != gone.id:
             generations[name] = generation
     forgotten = (*head.forgotten, Forgotten(gone.id, gone.successor))

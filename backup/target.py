@@ -91,7 +91,7 @@ class Times:
         """The last point up to a time, None if it cannot be told exactly. Raises NoSuchKey, DamageError."""
         if time_max > max(self._end.as_of, self._end.last_time):
             return None
-        found = self._search.at_time(self._end, self._end.end_seq, time_max)
+        found = self._search.at_time(self._end, self._end.last_seq, time_max)
         return found if isinstance(found, Point) else None
 
 
@@ -136,13 +136,13 @@ class _Search:
         if time_max > known_to:
             found: Point | str = f"the store is complete up to {format_time(known_to)} only"
         else:
-            found = self.at_time(end, end.end_seq, time_max)
+            found = self.at_time(end, end.last_seq, time_max)
         if isinstance(found, Point):
             return found
         return self._nearest_or_fail(
             found,
-            lambda: self._last_up_to(end, end.end_seq, time_max),
-            lambda: self._first_after(end, end.end_seq, time_max),
+            lambda: self._last_up_to(end, end.last_seq, time_max),
+            lambda: self._first_after(end, end.last_seq, time_max),
         )
 
     def at_time(self, owner: Generation, upto: int, time_max: int) -> Point | str:
@@ -153,13 +153,13 @@ class _Search:
             return found or "the store has that time no more, or only merged"
         taken = predecessor(self._head, owner.id)
         if taken:
-            known_to = max(taken.as_of, taken.last_time)
-            if time_max > known_to:
+            if time_max > taken.known_to:
+                begins = "later" if begin is None else f"at {format_time(begin)}"
                 return (
-                    f"generation {taken.id} is known up to {format_time(known_to)}, and {owner.id}, which "
-                    f"took over from it, begins {'later' if begin is None else f'at {format_time(begin)}'}"
+                    f"generation {taken.id} is known up to {format_time(taken.known_to)}, and {owner.id}, "
+                    f"which took over from it, begins {begins}"
                 )
-            before = self.at_time(taken, taken.end_seq, time_max)
+            before = self.at_time(taken, taken.last_seq, time_max)
             if isinstance(before, Point) or not owner.began:
                 return before
         if owner.began:
@@ -215,7 +215,7 @@ class _Search:
         """Where a line held what it held before this generation, and up to which seq."""
         taken = predecessor(self._head, owner.id)
         if taken:
-            return taken, taken.end_seq
+            return taken, taken.last_seq
         left = owner.parent
         return (self._head.generations[left.generation], left.seq) if left else None
 

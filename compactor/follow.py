@@ -179,7 +179,8 @@ def _changed(old: Head | None, writer: Writer, change: Change, random: RandomU64
 def _needs(before: Needs, generations: Iterable[Generation]) -> Needs:
     """Whoever does not know how a generation is cut, or began, would restore something else."""
     known = LINES_WORD in before.read
-    if known or not any(g.kept_to is not None or g.began for g in generations):
+    shapes = ((g.kept_to, g.kept_until, g.began) for g in generations)
+    if known or all(shape == (None, None, None) for shape in shapes):
         return before
     return before._replace(read=(*before.read, LINES_WORD))
 

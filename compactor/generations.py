@@ -71,9 +71,10 @@ class Generation:
     """One unbroken line of writes, up to its end as the store holds it. Times in ms since the epoch.
 
     as_of: until when its writer had seen every record. successor: the generation that took over.
-    kept_to: of its own seqs those behind this one were let go of, None: none was. kept_until: the time of
-    the first of these, None: the index of the segment that holds it tells. Nobody writes such a generation
-    any more. began: a merge wrote what lay before its own first record into it; then it has no parent.
+    kept_to: of its own seqs those behind this one were let go of, None: none was. Nobody writes such a
+    generation any more. kept_until: the time of the first of these, or the first of a successor that was
+    forgotten: from then on no time means this generation; None: that is not known, or there is none.
+    began: a merge wrote what lay before its own first record into it; then it has no parent.
     """
 
     id: str
@@ -98,6 +99,12 @@ class Generation:
     def end_seq(self) -> int:
         """Up to here the store has it; `last_seq` is how far it was written."""
         return self.last_seq if self.kept_to is None else self.kept_to
+
+    @property
+    def known_to(self) -> int:
+        """Up to this time the line that ends here is known, whoever took over from it."""
+        known_to = max(self.as_of, self.last_time)
+        return known_to if self.kept_until is None else min(known_to, self.kept_until - 1)
 
     @property
     def open(self) -> bool:

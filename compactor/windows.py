@@ -47,8 +47,10 @@ class Window:
 
 
 def reaches(view: HeadView, generation: Generation, upto: int | None = None) -> list[Reach]:
-    """All that the store restores of a generation's own seqs up to `upto` (None: its end), by first seq."""
-    end = generation.end_seq if upto is None else min(upto, generation.end_seq)
+    """All that the store restores of a generation's own seqs up to `upto` (None: its end), by first seq.
+    Where another line left it at `upto`, nothing comes after that; where it was cut before, something did."""
+    upto = generation.last_seq if upto is None else min(upto, generation.last_seq)
+    end = min(upto, generation.end_seq)
     parent = generation.parent
     if end < generation.first_seq or (parent and route(view, parent.generation, parent.seq) is None):
         return []
@@ -59,15 +61,21 @@ def reaches(view: HeadView, generation: Generation, upto: int | None = None) -> 
         segments, generation.first_seq - 1, parent.chain if parent else 0
     ):
         if first <= end:
-            found.append(_reach(segment, run, first, end, generation, following))
+            found.append(_reach(segment, run, first, end, generation, following, cut=end < upto))
     return found
 
 
 def _reach(
-    segment: SegmentEntry, run: Run, first: int, end: int, generation: Generation, following: dict[int, int]
+    segment: SegmentEntry,
+    run: Run,
+    first: int,
+    end: int,
+    generation: Generation,
+    following: dict[int, int],
+    *,
+    cut: bool,
 ) -> Reach:
     next_time = run.next_time
-    cut = end == generation.kept_to and end < generation.last_seq
     if cut and end <= run.last_seq:
         # Where nothing tells when the rest began, no time is answered: only the seqs are.
         known = next_time if end == run.last_seq else None
