@@ -6,9 +6,10 @@ but the last is long enough for S3, and no more than 10,000 are needed.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 
 from compactor.store.base import CopyRange, Piece
 from ourdb.units import GIB, MIB
@@ -26,9 +27,9 @@ Part = CopyRange | Gathered
 
 @dataclass(frozen=True, kw_only=True)
 class PartSizes:
-    """Bytes. least: of each part but the last. gathered: of one that is sent, at least `least`. copy_min,
-    copy_max: of a range that is copied, at least twice `least`: what its start gives to fill the part before
-    it leaves enough."""
+    """Bytes. least: of each part but the last. gathered: of one that is sent, at least `least`, and up to
+    `least` more before a range that is copied. copy_min, copy_max: of a range that is copied, at least twice
+    `least`: what its start gives to fill the part before it leaves enough."""
 
     least: int = PART_BYTES_MIN
     gathered: int = 8 * MIB
@@ -67,6 +68,8 @@ class PartStream:
                 yield from self._copied(piece)
             else:
                 yield from self._gathered(piece)
+        while self._waiting_bytes > self._sizes.gathered:
+            yield self._take(self._sizes.gathered)
         yield from self._flushed()
 
     def _copied(self, whole: CopyRange) -> Iterator[Part]:
@@ -80,14 +83,28 @@ class PartStream:
                 yield from self._gathered(part)
 
     def _gathered(self, piece: Piece) -> Iterator[Part]:
+        """A part is let go of when what waits behind it is long enough for another: so a range that follows
+        is seldom fetched in part, to fill one up."""
         start, end = 0, size_of(piece)
+        full = self._sizes.gathered + self._sizes.least
         while start < end:
-            upto = min(end, start + self._sizes.gathered - self._waiting_bytes)
+            upto = min(end, start + full - self._waiting_bytes)
             self._waiting.append(_cut(piece, start, upto))
             self._waiting_bytes += upto - start
             start = upto
-            if self._waiting_bytes == self._sizes.gathered:
-                yield from self._flushed()
+            if self._waiting_bytes == full:
+                yield self._take(self._sizes.gathered)
+
+    def _take(self, size: int) -> Gathered:
+        """The first `size` bytes of what waits, which are there."""
+        ends = list(accumulate(map(size_of, self._waiting)))
+        last = bisect_left(ends, size)
+        cut, whole = size - ends[last], self._waiting[last]  # the last piece taken may go on: cut is below 0
+        head, rest = _cut(whole, 0, size_of(whole) + cut), _cut(whole, size_of(whole) + cut, size_of(whole))
+        taken = (*self._waiting[:last], head)
+        self._waiting = [*([rest] if cut else []), *self._waiting[last + 1 :]]
+        self._waiting_bytes -= size
+        return taken
 
     def _flushed(self) -> Iterator[Part]:
         if self._waiting:
