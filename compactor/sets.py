@@ -8,6 +8,7 @@ from itertools import groupby
 
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
+from compactor.head import Head
 from compactor.path import HeadView, Step, ancestry, open_lines, plan_path, route, segments_of
 from compactor.strategies import All, Strategy
 from compactor.windows import lost_range
@@ -94,9 +95,9 @@ def path_of(view: HeadView, generation: Generation) -> list[Step]:
 
 
 def _line_across(view: HeadView, end: Generation) -> MergeSet | None:
-    """A whole line as a set, if it has ancestors and nobody writes them any more."""
+    """A whole line as a set, if it has ancestors, and took over from all of them."""
     ancestors = [owner for owner, _ in ancestry(view.head, end.id) if owner is not end]
-    if not ancestors or any(owner.open for owner in ancestors):
+    if not ancestors or not all(_leads_to(view.head, owner, end) for owner in ancestors):
         return None
     steps = route(view, end.id, end.end_seq)
     if steps is None:
@@ -105,6 +106,13 @@ def _line_across(view: HeadView, end: Generation) -> MergeSet | None:
     if not all(_begins_whole(step) for step in steps) or not all(map(_has_all_parts, units)):
         return None
     return MergeSet(generation=end, steps=tuple(steps), behind=0)
+
+
+def _leads_to(head: Head, owner: Generation, end: Generation) -> bool:
+    """Whether a generation's successors lead to this one."""
+    while owner.successor is not None and owner is not end:
+        owner = head.generations[owner.successor]
+    return owner is end
 
 
 def _whole_pieces(path: Sequence[Step], generation: Generation) -> Iterator[list[Step]]:

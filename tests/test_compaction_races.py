@@ -10,7 +10,8 @@ import pytest
 
 from compactor.compact_options import CompactOptions
 from compactor.generations import Parent
-from compactor.store import open_store
+from compactor.meta import MetaIndex
+from compactor.store import StoreOptions, open_store
 from compactor.store.base import NoAnswer
 from ourdb.errors import DamageError, InvalidError, TemporaryError
 from tests.compacting import G1, G2, Bench
@@ -219,6 +220,20 @@ def test_upload_that_fails_ends_the_run_and_publishes_nothing(bench: Bench) -> N
     with pytest.raises(NoAnswer):
         bench.compact("all", store=store)
     assert bench.assert_exact() == list(range(1, 61))
+
+
+def test_upload_in_parts_is_noted_until_it_is_complete(bench: Bench) -> None:
+    parts = StoreOptions(put_bytes_max=100)
+    store = FaultyStore(open_store(bench.world.url, options=parts))
+    store.fail("assemble", "segments/", "middle")
+    with pytest.raises(NoAnswer):
+        bench.compact("all", store=store)
+    with MetaIndex.open(bench.folder / "meta.db") as meta:
+        [left] = meta.uploads(store.url.identity)
+        assert (left.key[:9], left.since_ms) == ("segments/", bench.now_ms)
+        assert [upload.upload_id for upload in store.list_uploads()] == [left.upload_id]
+        bench.compact("all", store=FaultyStore(open_store(bench.world.url, options=parts)))
+        assert meta.uploads(store.url.identity) == [left]  # what was completed is forgotten again
 
 
 @pytest.mark.parametrize("after", [False, True])

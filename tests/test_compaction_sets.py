@@ -132,6 +132,17 @@ def test_line_whose_ancestor_is_written_still_is_merged_by_itself(tmp_path: Path
     assert spans(find_sets(bench.view, All())) == [("1", 1, 60), ("2", 41, 70)]
 
 
+def test_branch_beside_a_line_that_took_over_is_merged_by_itself(tmp_path: Path) -> None:
+    bench, first = Bench(tmp_path), writes(60)
+    bench.world.line(G1, first, range(10, 60, 10))
+    bench.world.line(G2, grown(first, 40, 30), [50], parent=(G1, 40), takes_over=G1)
+    bench.world.line(G3, grown(first, 20, 30), [30], parent=(G1, 20))
+    bench.world.publish()
+    assert spans(find_sets(bench.view, All())) == [("2", 1, 70), ("3", 21, 50)]
+    bench.compact("all")
+    assert bench.assert_exact(G3) == list(range(21, 51))
+
+
 def test_ancestors_are_merged_by_themselves_once_nobody_needs_them(tmp_path: Path) -> None:
     bench = succession(tmp_path)
     bench.compact("all")
