@@ -149,21 +149,16 @@ class _Search:
         """The point that a time means on the line that ends here; or why there is none."""
         begin = begin_time(self._view, owner)
         if begin is not None and time_max >= begin:
-            found = self._served(self._own(owner, upto), time_max)
-            return found or "the store has that time no more, or only merged"
+            served = self._served(self._own(owner, upto), time_max)
+            return served or "the store has that time no more, or only merged"
         taken = predecessor(self._head, owner.id)
         if taken:
-            if time_max > taken.known_to:
-                begins = "later" if begin is None else f"at {format_time(begin)}"
-                return (
-                    f"generation {taken.id} is known up to {format_time(taken.known_to)}, and {owner.id}, "
-                    f"which took over from it, begins {begins}"
-                )
-            before = self.at_time(taken, taken.last_seq, time_max)
+            before = self._taken_over(owner, taken, time_max, begin)
             if isinstance(before, Point) or not owner.began:
                 return before
         if owner.began:
-            return self._inherited(owner, owner.began, upto, time_max)
+            found = self._inherited(owner, owner.began, upto, time_max)
+            return before if taken and isinstance(found, str) else found
         if not owner.parent:
             return "it is before the first record"
         left = owner.parent
@@ -176,6 +171,18 @@ class _Search:
         ):
             return _let_go(before, owner.id, begin)
         return before
+
+    def _taken_over(
+        self, owner: Generation, taken: Generation, time_max: int, begin: int | None
+    ) -> Point | str:
+        """A time before a generation began, on the line that it took over from."""
+        if time_max <= taken.known_to:
+            return self.at_time(taken, taken.last_seq, time_max)
+        begins = "later" if begin is None else f"at {format_time(begin)}"
+        return (
+            f"generation {taken.id} is known up to {format_time(taken.known_to)}, and {owner.id}, "
+            f"which took over from it, begins {begins}"
+        )
 
     def _inherited(self, owner: Generation, began: Began, upto: int, time_max: int) -> Point | str:
         """A time before the first record that a generation wrote itself, among those that a merge gave it."""
