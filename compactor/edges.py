@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from ourdb.record import SEQ_MAX
 from ourdb.segment.summary import Run
 
 SEGMENT_COST = 1 << 56  # a cost is one number: segments first, then bytes
+START, NONE, SEVERAL = -1, -2, -3  # instead of the edge before: where the path starts; none; more than one
 _PIECE = 1 << 12
 _LAST, _FIRST, _BEFORE, _AFTER = 0, 17, 77, 86  # in a file name
 _LOW, _ONES = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)  # of each of eight bytes
@@ -25,17 +27,21 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass
 class Edges:
-    """Edges sorted by last, then first seq. An edge is a segment, or all parts of a stretch together.
+    """Edges sorted by last seq. An edge is a segment, or all parts of a stretch together.
 
-    begins, ends: `seq << 32 | chain` before the first and after the last record; edges whose numbers are
-    the same join there. costs: of using it. crowded: another edge ends in it. indexes: of the (first)
-    segment. parts: only of edges that are a stretch. runs: only of those that are not exact all over.
+    befores, afters: chain before the first and after the last record. leaders: of the edges that end alike,
+    in seq and chain, the first. follows: the leader of those that end where this one begins, with the same
+    chain; or START, NONE; or SEVERAL, if edges of more than one chain end there. costs: of using it.
+    crowded: another edge ends in it. indexes: of the (first) segment. parts: only of edges that are a
+    stretch. runs: only of those that are not exact all over.
     """
 
     firsts: Sequence[int]
     lasts: Sequence[int]
-    begins: Sequence[int]
-    ends: Sequence[int]
+    befores: Sequence[int]
+    afters: Sequence[int]
+    leaders: Sequence[int]
+    follows: Sequence[int]
     costs: Sequence[int]
     crowded: Sequence[int]
     indexes: Sequence[int]
@@ -62,6 +68,14 @@ class Edges:
         return any(run.first_seq <= seq <= run.last_seq for run in self.runs[edge])
 
 
+class _Ends(NamedTuple):
+    """Where a path starts, with which chain (None: any), and its target (None: any)."""
+
+    start: int
+    chain: int | None
+    target: int | None
+
+
 @dataclass
 class _Columns:
     """One entry a segment; an unknown chain is any number, and is not asked for. special: indexes of those
@@ -76,9 +90,15 @@ class _Columns:
 
 
 def usable_edges(
-    segments: Sequence[SegmentEntry], start: int, target: int | None, without: Collection[str] = ()
+    segments: Sequence[SegmentEntry],
+    start: int,
+    target: int | None,
+    *,
+    chain: int | None = None,
+    without: Collection[str] = (),
 ) -> Edges:
-    """The edges behind `start` that a path to `target` may use (None: to any seq).
+    """The edges behind `start` that a path to `target` may use (None: to any seq). chain: at the start, None:
+    any.
 
     What begins after the target, or reaches it and is not exact there, is left out; what reaches beyond it
     counts as ending there. A stretch of which a part is missing is left out whole.
@@ -104,7 +124,8 @@ def usable_edges(
             exact = tuple(run for index in whole for run in segments[index].exact_runs)
             usable[whole[0]] = _may_end(exact, segments[whole[-1]].last_seq, target)
             parts[whole[0]], runs[whole[0]] = whole, exact
-    return _sorted_edges(segments, columns, np.flatnonzero(usable), parts, runs, target)
+    ends = _Ends(start, chain, target)
+    return _sorted_edges(segments, columns, np.flatnonzero(usable), parts, runs, ends)
 
 
 def _sorted_edges(
@@ -113,26 +134,29 @@ def _sorted_edges(
     chosen: Ints,
     parts: dict[int, tuple[int, ...]],
     runs: dict[int, tuple[Run, ...]],
-    target: int | None,
+    ends: _Ends,
 ) -> Edges:
     tails, costs = chosen.copy(), columns.bytes + SEGMENT_COST
     for index, whole in parts.items():
         tails[chosen == index] = whole[-1]
         costs[index] = sum(costs[list(whole)].tolist())
     lasts = columns.last[tails]
-    if target is not None:
-        lasts = np.minimum(lasts, target)
-    order = np.lexsort((columns.first[chosen], lasts))
-    chosen, tails, lasts = chosen[order], tails[order], lasts[order]
-    firsts = columns.first[chosen]
+    if ends.target is not None:
+        lasts = np.minimum(lasts, ends.target)
+    firsts, afters = columns.first[chosen], columns.after[tails]
+    order = np.lexsort((firsts, afters, lasts))
+    chosen, firsts, lasts, afters = chosen[order], firsts[order], lasts[order], afters[order]
+    befores, leaders = columns.before[chosen], _leaders(lasts, afters)
     place_of = {index: place for place, index in enumerate(chosen.tolist()) if index in runs} if runs else {}
     crowded = np.zeros(len(chosen), np.bool_)
     crowded[1:] = lasts[:-1] >= firsts[1:]
     return Edges(
         firsts=firsts.tolist(),
         lasts=lasts.tolist(),
-        begins=_keys(firsts - 1, columns.before[chosen]),
-        ends=_keys(lasts, columns.after[tails]),
+        befores=_packed(befores),
+        afters=_packed(afters),
+        leaders=_packed(leaders),
+        follows=_packed(_followed(firsts, lasts, befores, afters, leaders, ends)),
         costs=_packed(costs[chosen]),
         crowded=crowded.tobytes(),
         indexes=_packed(chosen),
@@ -142,10 +166,25 @@ def _sorted_edges(
     )
 
 
-def _keys(seqs: Ints, chains: Ints) -> Sequence[int]:
-    if len(seqs) and int(seqs.max()) >= 1 << 31:  # beyond what an int64 holds
-        return [seq << 32 | chain for seq, chain in zip(seqs.tolist(), chains.tolist(), strict=True)]
-    return _packed(seqs << 32 | chains)
+def _leaders(lasts: Ints, afters: Ints) -> Ints:
+    """The first of each row of edges that end alike."""
+    places = np.arange(len(lasts))
+    places[1:][(lasts[1:] == lasts[:-1]) & (afters[1:] == afters[:-1])] = 0
+    return np.maximum.accumulate(places)
+
+
+def _followed(firsts: Ints, lasts: Ints, befores: Ints, afters: Ints, leaders: Ints, ends: _Ends) -> Ints:
+    """`follows` of each edge."""
+    begin = np.searchsorted(lasts, firsts - 1, "left")
+    end = np.searchsorted(lasts, firsts - 1, "right")
+    some = np.flatnonzero(end > begin)
+    begin, end = begin[some], end[some]
+    alike = leaders[end - 1] == begin
+    found = np.full(len(firsts), NONE)
+    found[some] = np.where(alike, np.where(afters[begin] == befores[some], begin, NONE), SEVERAL)
+    at_start = firsts == ends.start + 1
+    found[at_start if ends.chain is None else at_start & (befores == ends.chain)] = START
+    return found
 
 
 def _packed(column: Ints) -> Sequence[int]:

@@ -49,13 +49,14 @@ def plan_path(
     """
     if target <= start:
         return []
-    search = Search(usable_edges(segments, start, target, without), start, chain)
-    return search.path_to(target)
+    edges = usable_edges(segments, start, target, chain=chain, without=without)
+    return Search(edges, start).path_to(target)
 
 
 def exact_ranges(segments: Sequence[SegmentEntry], start: int, chain: int | None = None) -> list[ExactRange]:
     """All that can be restored exactly behind `start` through segments of one generation, by first seq."""
-    return sorted(Search(usable_edges(segments, start, None), start, chain).ranges(), key=lambda r: r[2])
+    edges = usable_edges(segments, start, None, chain=chain)
+    return sorted(Search(edges, start).ranges(), key=lambda found: found.first_seq)
 
 
 def route(

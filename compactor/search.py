@@ -1,15 +1,15 @@
-"""The search for the cheapest path, over edges in order of their last seq; compactor.path has the rules. Pure."""
+"""The search for the cheapest path over edges; compactor.path has the rules. Pure."""
 
 from __future__ import annotations
 
 import gc
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
-from compactor.edges import Edges
+from compactor.edges import NONE, SEVERAL, START, Edges
 from compactor.entries import SegmentEntry
 from ourdb.segment.summary import Run
 
@@ -33,20 +33,15 @@ class ExactRange(NamedTuple):
 class Search:
     """Shortest paths from one start to every edge, by dynamic programming over edges in order of last seq."""
 
-    def __init__(self, edges: Edges, start: int, chain: int | None) -> None:
+    def __init__(self, edges: Edges, start: int) -> None:
         self._edges = edges
         self._start = start
         self._costs: list[int | None] = [None] * len(edges.firsts)  # of the best path that ends with an edge
-        self._costs.append(0)  # and of using none, which counts as one edge more
         self._via: dict[int, tuple[int, int]] = {}  # edge -> edge before, seq of the join: only for overlaps
         self._late: dict[tuple[int, int], tuple[int, tuple[int, int] | None] | None] = {}
-        self._who: dict[int, int] = {}  # end of an edge -> the edge that the best path to it ends with
+        self._reached: list[int | None] = [None] * len(edges.firsts)  # least cost of those with this leader
+        self._best: dict[int, int] = {}  # leader -> the edge of that cost, where it is another one
         self._ended = _Ended(edges.lasts, self._costs)
-        none = len(edges.firsts)
-        if chain is None:
-            self._who = {edges.begins[edge]: none for edge in range(none) if edges.firsts[edge] == start + 1}
-        else:
-            self._who = {start << 32 | chain: none}
         self._solve()
 
     def path_to(self, target: int) -> list[Step] | None:
@@ -66,18 +61,39 @@ class Search:
                             yield ExactRange(segment, run, max(lowest, run.first_seq))
 
     def _solve(self) -> None:
-        edges, who, costs = self._edges, self._who, self._costs
-        columns = zip(edges.begins, edges.ends, edges.costs, edges.crowded, strict=True)
-        for edge, (begin, end, own_cost, crowded) in enumerate(columns):
-            before = who.get(begin)
-            cost = None if before is None else costs[before]
+        edges, costs, reached = self._edges, self._costs, self._reached
+        columns = zip(edges.follows, edges.leaders, edges.costs, edges.crowded, strict=True)
+        for edge, (before, leader, own_cost, crowded) in enumerate(columns):
+            cost = reached[before] if before >= 0 else None if before == NONE else self._follow(edge)
             if crowded:
                 cost = self._enter_overlapping(edge, cost)
             if cost is not None:
                 costs[edge] = cost = cost + own_cost
-                other = who.setdefault(end, edge)
-                if other != edge and cost < (costs[other] or 0):
-                    who[end] = edge
+                least = reached[leader]
+                if least is None or cost < least:
+                    reached[leader] = cost
+                    if leader != edge:
+                        self._best[leader] = edge
+
+    def _follow(self, edge: int) -> int | None:
+        """The cost of the best path that ends where this edge begins, None: there is none."""
+        leader = self._followed(edge)
+        if leader == START:
+            return 0
+        return None if leader == NONE else self._reached[leader]
+
+    def _followed(self, edge: int) -> int:
+        """The leader of the edges that end where this one begins, with the same chain; START or NONE."""
+        edges = self._edges
+        if edges.follows[edge] != SEVERAL:
+            return edges.follows[edge]
+        end, chain = edges.firsts[edge] - 1, edges.befores[edge]
+        there = range(bisect_left(edges.lasts, end), bisect_right(edges.lasts, end))
+        return next((other for other in there if edges.afters[other] == chain), NONE)
+
+    def _best_of(self, leader: int) -> int:
+        """Of the edges with this leader, the one of the best path."""
+        return self._best.get(leader, leader)
 
     def _enter_overlapping(self, edge: int, cost: int | None) -> int | None:
         """The cost of the best path up to an edge that others overlap; cost: by those that end before it.
@@ -107,8 +123,8 @@ class Search:
         join), None where they just follow each other. All are tried."""
         edges, first = self._edges, self._edges.firsts[edge]
         found: tuple[int, tuple[int, int] | None] | None = None
-        if (follows := self._who.get(edges.begins[edge])) is not None:
-            found = self._costs[follows] or 0, None
+        if (cost := self._follow(edge)) is not None:
+            found = cost, None
         for before in self._overlapped_by(edge):
             end, lowest = edges.lasts[before], self._costs[before]
             if lowest is None or (found and found[0] <= lowest):
@@ -143,7 +159,7 @@ class Search:
     def _lowest_end(self, edge: int) -> int:
         """The first seq to which a path may lead whose last edge is this one: those before it end earlier."""
         first = self._edges.firsts[edge]
-        if self._edges.begins[edge] in self._who:
+        if self._follow(edge) is not None:
             return first
         for before in self._overlapped_by(edge):
             end = self._edges.lasts[before]
@@ -165,7 +181,7 @@ class Search:
             joins.append(after)
             if after == start:
                 break
-            edge = via[0] if via else self._who[edges.begins[edge]]
+            edge = via[0] if via else self._best_of(self._followed(edge))
             trail.append(edge)
         trail.reverse()
         joins.reverse()

@@ -78,44 +78,75 @@ def ranges(path: list[Step] | None) -> list[tuple[int, int, int, int]] | None:
     return path and [(s.segment.first_seq, s.segment.last_seq, s.after, s.upto) for s in path]
 
 
-def known_chains(segment: SegmentEntry) -> set[int]:
-    known = {segment.first_seq - 1}
-    for run in segment.exact_runs:
+Unit = tuple[SegmentEntry, ...]  # what a path uses all or none of: a segment, or the parts of a stretch
+
+
+def units(segments: list[SegmentEntry]) -> list[Unit]:
+    """Every segment, and every way to choose the parts of a whole stretch."""
+    found: list[Unit] = [(s,) for s in segments if not s.stretch]
+    for number, count in {(s.stretch.id, s.stretch.parts) for s in segments if s.stretch}:
+        choices = [
+            [s for s in segments if s.stretch == Stretch(number, part, count)] for part in range(1, count + 1)
+        ]
+        found += [
+            unit
+            for unit in product(*choices)
+            if all(a.last_seq + 1 == b.first_seq for a, b in pairwise(unit))
+        ]
+    return found
+
+
+def known_chains(unit: Unit) -> set[int]:
+    known = {unit[0].first_seq - 1}
+    for run in (run for segment in unit for run in segment.exact_runs):
         known.update(range(run.first_seq - 1, run.last_seq + 1))
     return known
 
 
-def exact_seqs(segment: SegmentEntry) -> set[int]:
-    return {seq for run in segment.exact_runs for seq in range(run.first_seq, run.last_seq + 1)}
+def exact_seqs(unit: Unit) -> set[int]:
+    runs = [run for segment in unit for run in segment.exact_runs]
+    return {seq for run in runs for seq in range(run.first_seq, run.last_seq + 1)}
 
 
-def joins(before: SegmentEntry, after: SegmentEntry) -> list[int]:
-    """Every seq at which two segments may be joined, by the rules as they stand in the module's text."""
-    if not before.first_seq < after.first_seq <= before.last_seq + 1 or before.last_seq >= after.last_seq:
+def joins(before: Unit, after: Unit) -> list[int]:
+    """Every seq at which two units may be joined, by the rules as they stand in the module's text."""
+    end, first = before[-1].last_seq, after[0].first_seq
+    if not before[0].first_seq < first <= end + 1 or end >= after[-1].last_seq:
         return []
-    if after.first_seq == before.last_seq + 1:
-        return [before.last_seq] if before.name.chain_after == after.name.chain_before else []
-    found = [before.last_seq] if before.last_seq in known_chains(after) else []
-    return found + ([after.first_seq - 1] if after.first_seq - 1 in exact_seqs(before) else [])
+    if first == end + 1:
+        return [end] if before[-1].name.chain_after == after[0].name.chain_before else []
+    found = [end] if end in known_chains(after) else []
+    return found + ([first - 1] if first - 1 in exact_seqs(before) else [])
 
 
 def brute_force(segments: list[SegmentEntry], start: int, target: int) -> tuple[int, int] | None:
-    """The least (segments, bytes) over all sequences of segments, with every choice of joins."""
-    usable = [s for s in segments if s.first_seq > start and (s.last_seq < target or target in exact_seqs(s))]
-    best: tuple[int, int] | None = None
+    """The least (segments, bytes) over all sequences of units, with every choice of joins."""
+    usable = [
+        unit
+        for unit in units(segments)
+        if unit[0].first_seq > start and (unit[-1].last_seq < target or target in exact_seqs(unit))
+    ]
+    costs = []
     for count in range(1, len(usable) + 1):
         for path in permutations(usable, count):
-            if path[0].first_seq != start + 1 or path[0].name.chain_before != chain_at(start):
+            if path[0][0].first_seq != start + 1 or path[0][0].name.chain_before != chain_at(start):
                 continue
-            if path[-1].last_seq < target or any(s.last_seq >= target for s in path[:-1]):
+            if path[-1][-1].last_seq < target or any(unit[-1].last_seq >= target for unit in path[:-1]):
                 continue
             pairs = [joins(a, b) for a, b in pairwise(path)]
             if any(all(a < b for a, b in pairwise(js)) for js in product(*pairs)):
-                cost = (count, sum(s.bytes for s in path))
-                best = cost if best is None else min(best, cost)
-        if best:
-            return best
-    return None
+                used = [segment for unit in path for segment in unit]
+                costs.append((len(used), sum(segment.bytes for segment in used)))
+        if costs and count >= min(costs)[0]:
+            break
+    return min(costs, default=None)
+
+
+def cost_of(path: list[Step] | None) -> tuple[int, int] | None:
+    """Segments and bytes of a path, which must be one by the rules; None for no path."""
+    if path is None:
+        return None
+    return len({s.segment.key for s in path}), sum(s.segment.bytes for s in path)
 
 
 @st.composite
@@ -139,20 +170,57 @@ def segment_sets(draw: st.DrawFn) -> list[SegmentEntry]:
     return found
 
 
+@st.composite
+def stretch_sets(draw: st.DrawFn) -> list[SegmentEntry]:
+    """Segments that begin and end at few places, so that they are nested, doubled and end alike; and one or
+    two stretches, of which a part may be missing or there twice."""
+    cuts = sorted(draw(st.sets(st.integers(1, 11), min_size=2, max_size=4)) | {0, 12})
+    found = []
+    for _ in range(draw(st.integers(1, 4))):
+        first = draw(st.sampled_from(cuts[:-1]))
+        last = draw(st.sampled_from([cut for cut in cuts if cut > first]))
+        runs = draw(st.sampled_from([[], [(last, last)], [(first + 1, first + 1), (last, last)]]))
+        overlap = any(a == b for a, b in runs[1:]) and first + 1 >= last - 1
+        found.append(entry(first + 1, last, *([(last, last)] if overlap else runs), size=draw(SIZES)))
+    for number in range(draw(st.integers(1, 2))):
+        bounds = draw(st.sets(st.sampled_from(cuts), min_size=3, max_size=3).map(sorted))
+        for part, (before, last) in enumerate(pairwise(bounds), 1):
+            runs = [(last, last)] if part == 2 or draw(st.booleans()) else []
+            for _ in range(draw(st.sampled_from([0, 1, 1, 1, 2]))):
+                found.append(entry(before + 1, last, *runs, size=draw(SIZES), part=(number, part, 2)))
+    return found[:7]
+
+
+SIZES = st.integers(1, 50)
+
+
 @settings(max_examples=400, deadline=None)
-@given(segment_sets(), st.integers(0, 2), st.integers(1, 14))
+@given(st.one_of(segment_sets(), stretch_sets()), st.integers(0, 2), st.integers(1, 14))
 def test_any_set_of_segments_gives_the_optimum_of_brute_force(segments, start, target):
     if target <= start:
         return
     path = plan_path(segments, start, target, chain=chain_at(start))
-    wanted = brute_force(segments, start, target)
-    assert (path and (len(path), sum(s.segment.bytes for s in path))) == wanted
+    assert cost_of(path) == brute_force(segments, start, target)
     if path:
         assert [s.after for s in path] == [start] + [s.upto for s in path[:-1]]
         assert path[-1].upto == target
         assert all(s.after < s.upto for s in path)
         for a, b in pairwise(path):
-            assert a.upto in joins(a.segment, b.segment)
+            if not a.segment.stretch and not b.segment.stretch:
+                assert a.upto in joins((a.segment,), (b.segment,))
+
+
+@settings(max_examples=150, deadline=None)
+@given(segment_sets(), segment_sets(), st.integers(1, 8), st.integers(1, 14))
+def test_a_route_through_an_ancestor_is_the_optimum_of_both_parts(own, inherited, left_at, target):
+    """The child left its parent at `left_at`; what the parent wrote behind it is not the child's."""
+    child = [replace(s, generation=G2) for s in own]
+    there = view(inherited + child, generation(G1, None, 14), generation(G2, (G1, left_at), 14))
+    before = brute_force(inherited, 0, min(left_at, target))
+    after = brute_force(own, left_at, target) if target > left_at else (0, 0)
+    wanted = (before[0] + after[0], before[1] + after[1]) if before and after else None
+    assert cost_of(route(there, G2, target)) == wanted
+    assert cost_of(route(there, G1, target)) == brute_force(inherited, 0, target)
 
 
 @settings(max_examples=200, deadline=None)
