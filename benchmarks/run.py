@@ -20,11 +20,12 @@ from typing import Any
 
 import click
 
-from benchmarks import operations, transfers
+from benchmarks import merging, operations, transfers
 from benchmarks.raw import Bucket, Directory
 from ourdb.units import format_size
 
 RESULTS = Path(__file__).parent / "results"
+PARTS = ("operations", "transfers", "merging")
 
 
 @click.command()
@@ -32,7 +33,7 @@ RESULTS = Path(__file__).parent / "results"
 @click.option("--records", default=1_000_000, show_default=True, help="For set, get and the rest.")
 @click.option("--bytes", "raw_bytes", default=1_000_000_000, show_default=True, help="For backup, restore.")
 @click.option("--s3/--no-s3", default=True, help="Measure an S3 server too.")
-@click.option("--only", type=click.Choice(["operations", "transfers"]), help="One half of it.")
+@click.option("--only", type=click.Choice(PARTS), help="One part of it.")
 def main(quick: bool, records: int, raw_bytes: int, s3: bool, only: str | None) -> None:
     """Measure OurDB beside other databases and raw copies, and print ratios of the same run."""
     scale = 10 if quick else 1
@@ -40,13 +41,17 @@ def main(quick: bool, records: int, raw_bytes: int, s3: bool, only: str | None) 
     machine = describe_machine()
     result: dict[str, Any] = {"machine": machine}
     text = [f"{machine['time']}: {machine['cpu']}, {machine['cores']} cores, Python {machine['python']}"]
-    if only != "transfers":
+    if only in (None, "operations"):
         result["operations"] = found = operations.measure(records)
         text += ["", *operations_table(found, records)]
-    if only != "operations":
+    if only in (None, "transfers"):
         done = list(measure_transfers(raw_bytes, s3))
         result["transfers"] = [asdict(transfer) for transfer in done]
         text += ["", *transfers_table(done)]
+    if only in (None, "merging"):
+        merged = list(measure_merging(quick, s3))
+        result["merging"] = [asdict(one) for one in merged]
+        text += ["", *merging.table(merged)]
     print("\n".join(text))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "latest.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -99,6 +104,16 @@ def measure_transfers(raw_bytes: int, s3: bool) -> Iterator[transfers.Transfer]:
         if s3:
             with s3_bucket(place) as (kind, bucket):
                 yield transfers.measure(database, Bucket(kind, bucket), place)
+
+
+def measure_merging(quick: bool, s3: bool) -> Iterator[merging.Merging]:
+    with tempfile.TemporaryDirectory(prefix="ourdb-bench-") as directory:
+        place = Path(directory)
+        yield from merging.measure_all("file", f"file://{directory}/merging", quick=quick)
+        if s3:
+            with s3_bucket(place) as (kind, bucket):
+                url = f"s3://{bucket}/bench-{os.urandom(4).hex()}"
+                yield from merging.measure_all(kind, url, quick=quick)
 
 
 @contextmanager
