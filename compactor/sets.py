@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 from compactor.entries import SegmentEntry
@@ -23,11 +24,11 @@ class MergeSet:
     steps: tuple[Step, ...]
     behind: int
 
-    @property
+    @cached_property
     def segments(self) -> tuple[SegmentEntry, ...]:
         return tuple(step.segment for step in self.steps)
 
-    @property
+    @cached_property
     def keys(self) -> frozenset[str]:
         return frozenset(step.segment.key for step in self.steps)
 
