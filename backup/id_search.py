@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -61,7 +61,7 @@ class IdSearch:
         """The newest record of each of these ids (ascending, distinct) that has one. Older segments are not
         looked at once all were found."""
         wanted = ids
-        for number, at, page in self._pages_with(ids):
+        for number, at, page in self._backwards(ids, wary=True):
             hits = self._match(number, at, page, wanted)
             if len(hits):
                 _, last = np.unique(hits.ids[::-1], return_index=True)
@@ -71,10 +71,10 @@ class IdSearch:
             if not len(wanted):
                 return
 
-    def versions(self, id: int) -> Iterator[Hits]:  # noqa: A002
-        """All records of an id, those of newer pages first."""
+    def versions(self, id: int, *, all: bool) -> Iterator[Hits]:  # noqa: A002
+        """The records of an id, those of newer pages first. all: all of them are wanted."""
         ids = np.array([id], np.int64)
-        for number, at, page in self._pages_with(ids):
+        for number, at, page in self._backwards(ids, wary=not all):
             hits = self._match(number, at, page, ids)
             if len(hits):
                 yield hits
@@ -82,12 +82,12 @@ class IdSearch:
     def log(self, behind: int = 0) -> Iterator[Hits]:
         """All records behind a seq, in log order."""
         steps = [number for number, step in enumerate(self._steps) if step.upto > behind]
-        for number, at, page in self._pages(steps, None, behind):
+        for number, at, page in self._pages(steps, partial(self._numbers, behind=behind)):
             hits = self._match(number, at, page, None, behind)
             if len(hits):
                 yield hits
 
-    def _pages_with(self, ids: Ids) -> Iterator[tuple[int, int, Page]]:
+    def _backwards(self, ids: Ids, *, wary: bool) -> Iterator[tuple[int, int, Page]]:
         """Pages that may have one of these ids, the newest first."""
         lowest = int(ids[0])
         may_hold = [
@@ -95,34 +95,33 @@ class IdSearch:
             for number, step in enumerate(self._steps)
             if step.segment.highest_id is None or step.segment.highest_id >= lowest
         ]
-        return self._pages(may_hold[::-1], ids, 0)
+        return self._pages(may_hold[::-1], partial(self._numbers_with, ids), wary=wary)
 
-    def _pages(self, steps: Sequence[int], ids: Ids | None, behind: int) -> Iterator[tuple[int, int, Page]]:
-        """Pages of these steps with the columns that tell what is in them, each with the numbers of step and
-        page: in log order, with `ids` backwards."""
-
-        def ask_pages() -> Iterator[Asked[tuple[int, int], Page]]:
-            for number, reader in self._readers(steps):
-                entry = self._steps[number].segment
-                for at in self._numbers(number, reader, ids, behind):
-                    yield (number, at), 0, partial(self._indexes.page, entry, reader, at, *FINDING)
-
-        pages = ahead(ask_pages(), count=self._count, bytes_max=IN_FLIGHT_MAX)
-        for (number, at), page in pages:
-            yield number, at, page
-
-    def _readers(self, steps: Sequence[int]) -> Iterator[tuple[int, SegmentReader]]:
+    def _pages(
+        self, steps: Sequence[int], choose: Callable[[int, SegmentReader], list[int]], *, wary: bool = False
+    ) -> Iterator[tuple[int, int, Page]]:
+        """The chosen pages of these steps, each with the numbers of step and page. Where the index came with
+        the tail, a page needs no request: those of the next segments do not wait for it."""
         asked: Iterator[Asked[int, SegmentReader]] = (
             (number, 0, partial(self._indexes.reader, self._steps[number].segment)) for number in steps
         )
-        return ahead(asked, count=self._count, bytes_max=IN_FLIGHT_MAX)
+        for number, reader in ahead(asked, count=self._count, bytes_max=IN_FLIGHT_MAX, wary=wary):
+            entry = self._steps[number].segment
+            pages: Iterator[Asked[int, Page]] = (
+                (at, 0, partial(self._indexes.page, entry, reader, at, *FINDING))
+                for at in choose(number, reader)
+            )
+            for at, page in ahead(pages, count=self._count, bytes_max=IN_FLIGHT_MAX, wary=wary):
+                yield number, at, page
 
-    def _numbers(self, number: int, reader: SegmentReader, ids: Ids | None, behind: int) -> list[int]:
-        """Of a step those pages that may hold what is searched."""
+    def _numbers(self, number: int, reader: SegmentReader, behind: int = 0) -> list[int]:
+        """The pages of a step that reach beyond a seq."""
         step = self._steps[number]
-        found = reader.find_pages(first_seq=max(step.after, behind) + 1, last_seq=step.upto)
-        if ids is None:
-            return found
+        return reader.find_pages(first_seq=max(step.after, behind) + 1, last_seq=step.upto)
+
+    def _numbers_with(self, ids: Ids, number: int, reader: SegmentReader) -> list[int]:
+        """The pages of a step that may hold one of these ids, the newest first."""
+        found = self._numbers(number, reader)
         lows = np.array([reader.pages[at].lowest_id for at in found], np.int64)
         highs = np.array([reader.pages[at].highest_id for at in found], np.int64)
         some = np.searchsorted(ids, lows) < np.searchsorted(ids, highs, "right")

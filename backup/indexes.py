@@ -102,17 +102,20 @@ class Indexes:
 Asked = tuple[L, int, Callable[[], Future[T]]]  # a label, bytes that the answer takes, how to ask for it
 
 
-def ahead(asked: Iterable[Asked[L, T]], *, count: int, bytes_max: int) -> Iterator[tuple[L, T]]:
+def ahead(
+    asked: Iterable[Asked[L, T]], *, count: int, bytes_max: int, wary: bool = False
+) -> Iterator[tuple[L, T]]:
     """The answers in order, each with its label, while up to `count` more are on their way, of together at
-    most `bytes_max` (or one that is larger). Who stops early cancels what has not begun."""
+    most `bytes_max` (or one that is larger). wary: at first none, and with each answer one more, for whoever
+    may need no other. Who stops early cancels what has not begun."""
     running: deque[tuple[L, int, Future[T]]] = deque()
-    in_flight = 0
+    in_flight, allowed = 0, 0 if wary else count
     try:
         for label, size, ask in asked:
-            while running and (len(running) > count or in_flight + size > bytes_max):
+            while running and (len(running) > allowed or in_flight + size > bytes_max):
                 done, freed, future = running.popleft()
                 yield done, future.result()
-                in_flight -= freed
+                in_flight, allowed = in_flight - freed, min(allowed + 1, count)
             running.append((label, size, ask()))
             in_flight += size
         while running:

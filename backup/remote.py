@@ -35,7 +35,6 @@ from ourdb.errors import InvalidError, UnusableError
 from ourdb.history import Version
 from ourdb.lookup import Lookup
 from ourdb.reading import missing
-from ourdb.record import Record
 from ourdb.units import When
 from ourdb.views import Items, Values
 
@@ -167,7 +166,7 @@ class RemoteDatabase(Mapping[int, bytes]):
             if not len(inside):
                 return {}
             hits = (hits[hits.alive] for hits in path.search.newest(inside))
-            return {record.id: record.value for record in path.values.read(hits)}
+            return {id: value for id, _, value in path.values.read(hits)}
 
         found = self._ask(read)
         return [found.get(id, default) for id in wanted]
@@ -281,15 +280,14 @@ class RemoteDatabase(Mapping[int, bytes]):
     def _pairs(self) -> Iterator[tuple[int, bytes]]:
         lookup, done = self._lookup(), 0
 
-        def go_on(plan: Plan) -> Iterator[Record]:
+        def go_on(plan: Plan) -> Iterator[tuple[int, int, bytes]]:
             path = self._along(plan)
             hits = (hits[(lookup.seqs(hits.ids) == hits.seqs) & hits.alive] for hits in path.search.log(done))
             return path.values.read(hits)
 
-        for record in self._planner.resume(go_on):
+        for id, done, value in self._planner.resume(go_on):  # noqa: B007  (`go_on` needs to know it)
             self._require_open()
-            done = record.seq
-            yield record.id, record.value
+            yield id, value
 
     def _doubt(self, entry: SegmentEntry) -> bool:
         """Whether the damage may be that of a copy in the cache: it is let go of, once."""
@@ -311,12 +309,12 @@ def _versions(path: _Path, id: int, depth: int | None) -> list[Version]:
     """Values are fetched of those records only that have one, and count."""
     found: list[Hits] = []
     count = 0
-    for hits in path.search.versions(id):
+    for hits in path.search.versions(id, all=depth is None):
         found.append(hits if depth is None else hits[-(depth - count) :])
         count += len(found[-1])
         if count == depth:
             break
-    values = {record.seq: record.value for record in path.values.read(hits[hits.alive] for hits in found)}
+    values = {seq: value for _, seq, value in path.values.read(hits[hits.alive] for hits in found)}
     return [
         Version(seq, time_ms, values.get(seq))
         for hits in found

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 
 from backup.download import IN_FLIGHT_BYTES_MAX, RAW_BYTES_MAX
 from backup.id_search import IN_FLIGHT_MAX, Hits
@@ -17,7 +20,7 @@ from backup.layout import located
 from compactor.fetch import STORED_BYTES_MAX
 from compactor.path import Step
 from ourdb.errors import DamageError
-from ourdb.record import RECORD_HEADER_BYTES, Buffer, Record, decode_record
+from ourdb.record import RECORD_HEADER_BYTES, Buffer, decode_record, gather_headers
 from ourdb.segment.block import BLOCK_RAW_MAX
 from ourdb.segment.page import Page
 from ourdb.segment.reader import SegmentReader
@@ -25,6 +28,7 @@ from ourdb.units import KIB, MIB
 
 GAP_BYTES_MAX = 256 * KIB  # of blocks that are not wanted: fetching them costs less than one more request
 BLOCKS_BYTES_MAX = 16 * MIB  # raw, in memory: ids that follow each other often lie together
+_without_header = itemgetter(slice(RECORD_HEADER_BYTES - 4, None))  # of what a record's checksum covers
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +66,13 @@ class ValueReader:
         self._steps, self._indexes, self._pool, self._count = steps, indexes, pool, count
         self._blocks: RecentlyUsed[tuple[str, int, int], Buffer] = RecentlyUsed(BLOCKS_BYTES_MAX)
 
-    def read(self, hits: Iterable[Hits]) -> Iterator[Record]:
-        """The records in the order of the hits. What is in memory of them is bounded."""
-        asked: Iterator[Asked[None, list[Record]]] = (
-            (None, one.memory, partial(self._pool.submit, self._records, one)) for one in self._ranges(hits)
+    def read(self, hits: Iterable[Hits]) -> Iterator[tuple[int, int, bytes]]:
+        """Id, seq and value of the records, in the order of the hits; what is in memory is bounded."""
+        asked: Iterator[Asked[_Range, list[bytes]]] = (
+            (one, one.memory, partial(self._pool.submit, self._values, one)) for one in self._ranges(hits)
         )
-        for _, records in ahead(asked, count=self._count, bytes_max=IN_FLIGHT_BYTES_MAX):
-            yield from records
+        for one, values in ahead(asked, count=self._count, bytes_max=IN_FLIGHT_BYTES_MAX):
+            yield from zip(one.ids.tolist(), one.seqs.tolist(), values, strict=True)
 
     def _ranges(self, hits: Iterable[Hits]) -> Iterator[_Range]:
         pages = ahead(self._ask_pages(hits), count=self._count, bytes_max=IN_FLIGHT_MAX)
@@ -84,19 +88,14 @@ class ValueReader:
             entry = self._steps[one.step].segment
             yield (one, reader), 0, partial(self._indexes.page, entry, reader, one.page, *FINDING, *READING)
 
-    def _records(self, one: _Range) -> list[Record]:
+    def _values(self, one: _Range) -> list[bytes]:
         with located(one.step):
-            raw = dict(zip(one.wanted, self._raw_blocks(one), strict=True))
-            starts = one.places[one.page.block_starts[one.blocks]]
-            offsets = (one.places[one.rows] - starts).tolist()
-            records = [
-                decode_record(raw[block], offset)
-                for block, offset in zip(one.blocks.tolist(), offsets, strict=True)
-            ]
-            for record, id_, seq in zip(records, one.ids.tolist(), one.seqs.tolist(), strict=True):
-                if (record.id, record.seq) != (id_, seq):
-                    raise DamageError(f"record {record.seq} lies where the index has {seq}", seq=seq)
-        return records
+            offsets = one.places[one.rows] - one.places[one.page.block_starts[one.blocks]]
+            bounds = np.searchsorted(one.blocks, [*one.wanted, one.wanted[-1] + 1]).tolist()
+            values: list[bytes] = []
+            for raw, (first, end) in zip(self._raw_blocks(one), pairwise(bounds), strict=True):
+                values += _values_at(raw, offsets[first:end], one.ids[first:end], one.seqs[first:end])
+        return values
 
     def _raw_blocks(self, one: _Range) -> list[Buffer]:
         keys = [(one.step.segment.key, one.page_number, number) for number in one.wanted]
@@ -147,3 +146,19 @@ def _together(page: Page, wanted: npt.NDArray[np.intp]) -> Iterator[tuple[int, i
         ):
             yield first, at
             first = at
+
+
+def _values_at(
+    raw: Buffer, offsets: npt.NDArray[np.int64], ids: npt.NDArray[np.uint32], seqs: npt.NDArray[np.uint64]
+) -> list[bytes]:
+    """The values of the records that begin there, each compared with its checksum, id and seq."""
+    headers = gather_headers(raw, offsets)
+    ends = offsets + RECORD_HEADER_BYTES + headers["length"]
+    bodies = list(map(memoryview(raw).__getitem__, map(slice, (offsets + 4).tolist(), ends.tolist())))
+    good = np.fromiter(map(crc32c, bodies), np.uint32, len(bodies)) == headers["crc"]
+    good &= (headers["id"] == ids) & (headers["seq"] == seqs)
+    if not good.all():
+        at = int(np.argmin(good))
+        decode_record(raw, int(offsets[at]))
+        raise DamageError(f"another record lies where the index has seq {seqs[at]}", seq=int(seqs[at]))
+    return list(map(bytes, map(_without_header, bodies)))

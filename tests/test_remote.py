@@ -213,15 +213,30 @@ def gets(remote: RemoteDatabase) -> int:
 def test_the_first_opening_reads_head_and_indexes_and_later_ones_the_head_alone():
     log = large_log()
     world = world_of(log, 1000, 2000)
-    for indexes in (3, 0):
+    for newest, others in ((1, 2), (0, 0)):
         with open_remote(world.url) as remote:
             assert gets(remote) == 1
             assert remote.get(7) == log.state(3000)[7]
-            assert gets(remote) == 1 + indexes + 1
+            assert gets(remote) == 1 + newest + 1
             assert remote.get(100) == log.state(3000)[100]
-            assert gets(remote) == 1 + indexes + 2
+            assert gets(remote) == 1 + newest + 2
             assert remote.get(7) == log.state(3000)[7]  # its block is still here
-            assert gets(remote) == 1 + indexes + 2
+            assert gets(remote) == 1 + newest + 2
+            assert remote.history(7)[-1].seq == 8
+            assert gets(remote) == 1 + newest + 2 + others + 3
+
+
+def test_an_older_value_costs_the_indexes_of_what_is_newer():
+    log = Log(Write(min(n, 500), os.urandom(2000), DAY_0 + n) for n in range(3000))
+    world = world_of(log, *range(300, 3000, 300))
+    with open_remote(world.url) as remote:
+        assert remote.get(500) == log.state(3000)[500]
+        assert gets(remote) == 2  # the tail has its block too
+        assert remote.get(400) == log.state(3000)[400]
+        assert gets(remote) == 2 + 8 + 1
+    with open_remote(world.url) as remote:
+        assert remote.get(100) == log.state(3000)[100]
+        assert gets(remote) == 1 + 1 + 1
 
 
 def test_a_past_point_costs_its_index_once():
@@ -240,7 +255,7 @@ def test_what_is_not_there_or_deleted_needs_no_data():
     with open_remote(world.url) as remote:
         assert (remote.get(3), remote.get(499 + 1), 3 in remote, 4 in remote) == (None, None, False, True)
         assert remote.history(3, 1) == [Version(3001, DAY_0 + 10**6, None)]
-        assert gets(remote) == 4
+        assert gets(remote) == 2
 
 
 def test_an_id_above_all_that_were_given_costs_no_index():
@@ -445,7 +460,7 @@ def cached(folder: Path) -> list[Path]:
 def test_indexes_are_kept_beside_the_meta_index_by_the_names_of_segments(tmp_path):
     world = world_of(large_log(), 1000)
     with open_remote(world.url, meta=tmp_path / "meta.db") as remote:
-        remote.get(1)
+        len(remote)
     kept = cached(tmp_path / "indexes")
     assert [path.parent.name for path in kept] == [G1, G1]
     assert [path.name for path in kept] == sorted(f"{entry.file_name}.tail" for entry in world.segments)
@@ -457,7 +472,7 @@ def test_a_damaged_copy_is_dropped_and_fetched_anew(tmp_path, change):
     log = large_log()
     world = world_of(log, 1000)
     with open_remote(world.url, cache=tmp_path) as remote:
-        remote.get(1)
+        len(remote)
     first, second = cached(tmp_path)
     whole = first.read_bytes()
     if change == "other":
@@ -480,7 +495,7 @@ def test_without_a_place_for_them_indexes_are_fetched_anew(tmp_path, monkeypatch
     for _ in range(2):
         with open_remote(world.url) as remote:
             assert remote.get(7) == log.state(3000)[7]
-            assert gets(remote) == 4
+            assert gets(remote) == 3
     with open_remote(world.url, cache=tmp_path / "file") as remote:
         assert remote.get(7) == log.state(3000)[7]
 
