@@ -34,7 +34,7 @@ from compactor.compaction import compact_session
 from compactor.entries import SegmentEntry
 from compactor.follow import Change, Writer, follow
 from compactor.merging import Merger
-from compactor.path import Step, plan_path, segments_of
+from compactor.path import Step, owner_of, plan_path, segments_of
 from compactor.policy import DAY_MS, HOUR_MS
 from compactor.publish import publish
 from compactor.strategies import Auto, Levels
@@ -234,18 +234,15 @@ class Retention(RuleBasedStateMachine):
         want = Point(owner, seq)
         with self.yard.session() as session:
             error = attempt(lambda: pin_session(session, name, Wanted.of(seq=seq), line))
-        if error and have:
-            assert error.kind == "pin_exists"
-            assert (
-                have != want
-                or name_of(view, all_points(view, self.yard.promises), self.yard.promises, have) != owner
-            )
-        elif error:
-            assert isinstance(error, UnreachableError)
+        if seq not in points:
+            assert isinstance(error, UnreachableError), error
             self.check_nearest(error, points, seq)
+        elif have:
+            moved = owner_of(view.head, line, seq).id != have.generation  # written into who took over
+            assert error.kind == "pin_exists" if error else have == want
+            assert have != want or error is None or moved
         else:
-            assert seq in points
-            assert have in (None, want)
+            assert error is None
             self.yard.promises.pinned(name, want)
         self.check(self.watch())
 
@@ -290,7 +287,7 @@ class Retention(RuleBasedStateMachine):
         view = yard.view()
         names = list(all_points(view, yard.promises))
         name = names[choice % len(names)]
-        lines = [g for g in view.head.generations.values() if g.successor is None]
+        lines = [g for g in view.head.generations.values() if g.open]
         pinned = any(point.generation == name for point in yard.promises.pins.values())
         anchor, children = yard.anchor(view), yard.children()
         with yard.session() as session:

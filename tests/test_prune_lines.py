@@ -125,6 +125,25 @@ def test_a_superseded_line_is_kept_while_a_time_in_the_window_means_it(tmp_path:
     assert "generation 2222222222222222 left it here" in [p.reason for p in report.points]
 
 
+def test_a_line_that_went_on_after_its_successor_began_is_kept_while_the_window_holds_a_write_of_it(
+    tmp_path: Path,
+) -> None:
+    for age_ms, kept_to in ((HOUR, None), (HOUR + 1, 20)):
+        first = writes(30)
+        second = first.copy(20)
+        first.append(Write(1, b"went on", BEGAN + HOUR))
+        second.append(Write(2, b"second", BEGAN))
+        second.append(Write(3, b"newest", BEGAN + HOUR + age_ms))
+        world = memory_world()
+        world.line(G1, first, [15, 23], as_of=BEGAN + HOUR)
+        world.line(G2, second, parent=(G1, 20), takes_over=G1)
+        world.policy = Policy(window_ms=HOUR).as_json()
+        world.publish()
+        yard = Yard(world, tmp_path / str(age_ms))
+        yard.prune()
+        assert yard.head.generations[G1].kept_to == kept_to
+
+
 def test_restores_by_time_on_both_sides_of_a_cut(tmp_path: Path) -> None:
     yard = superseded(10 * DAY_MS, tmp_path)
     before = {time: yard.find(at=DAY_0 + time) for time in range(1000, 31_000, 500)}
