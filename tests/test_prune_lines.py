@@ -616,7 +616,7 @@ def inherit(world: World, name: str) -> None:
     world.segment(name, 1, child.last_seq, level=1)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(made=lines(), skew=st.sampled_from([0, 100, HOUR, 5 * DAY_MS]))
 def test_any_cut_keeps_the_meaning_of_every_time_that_is_kept_and_changes_none(
     made: Lines, skew: int
@@ -653,7 +653,7 @@ def test_any_cut_keeps_the_meaning_of_every_time_that_is_kept_and_changes_none(
             assert route(after, generation.id, generation.parent.seq) is not None
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(made=lines())
 def test_any_cut_is_taken_by_the_rules_of_a_head(
     made: Lines, tmp_path_factory: pytest.TempPathFactory

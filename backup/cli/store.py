@@ -48,7 +48,7 @@ def points_command(
         print_text(f"gap: {gap['first_seq']} to {gap['last_seq']} of generation {gap['generation']}")
     if len(found["generations"]) > 1:
         print_text("")
-        columns = ("generation", "parent", "left_at_seq", "last_seq", "last_time", "successor")
+        columns = ("generation", "parent", "left_at_seq", "last_seq", "kept_to", "last_time", "successor")
         print_table(columns, _rows(found["generations"], columns))
     if found["as_of"]:
         print_text(f"complete up to {found['as_of']}")
