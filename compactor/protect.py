@@ -7,7 +7,8 @@ columns: no request is made for it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -75,10 +76,6 @@ class Span(NamedTuple):
     run: Run
     until_ms: int
 
-    def serves(self, time_ms: int) -> bool:
-        """Whether the last batch end up to this time lies in the run."""
-        return self.run.first_time <= time_ms < self.until_ms
-
 
 def spans_of(segments: Iterable[tuple[int, Sequence[Run]]]) -> list[Span]:
     """The exact runs of neighbours, in order. segments: of each the time of its first record (ms), and its
@@ -98,7 +95,7 @@ def protect(sources: Sequence[SourceColumns], rules: Rules, *, behind: int = 0) 
     if rules.since_ms is None:
         return Protection(horizon=None)
     spans = spans_of((s.summary.first_time, s.summary.runs) for s in sources)
-    meant = _points_at(sources, spans, {rules.since_ms, *rules.boundaries})
+    meant = _points_at(sources, spans, sorted({rules.since_ms, *rules.boundaries}))
     last = sources[-1].summary.last_seq
     horizon = meant.get(rules.since_ms) or next(
         (span.run.first_seq for span in spans if span.run.first_time > rules.since_ms), last
@@ -106,53 +103,50 @@ def protect(sources: Sequence[SourceColumns], rules: Rules, *, behind: int = 0) 
     newest = _newest_from(sources, rules.newest - behind)
     horizon = min(horizon, last if newest is None else newest)
     kept = {meant[time]: f"the state at {format_time(time)}" for time in rules.boundaries if time in meant}
-    kept |= {seq: why for seq, why in rules.marked.items() if _is_exact(spans, seq)}
+    kept |= {seq: rules.marked[seq] for seq in _exact([span.run for span in spans], rules.marked)}
     return Protection(horizon=horizon, points={seq: kept[seq] for seq in sorted(kept) if seq < horizon})
 
 
 def still_offered(marked: Iterable[int], spans: Sequence[Span], runs: Sequence[Run]) -> bool:
     """Whether a result with these exact runs offers what is marked now and its sources (spans) offered: a
     pin may have come since it was made."""
-    return all(_is_in(runs, seq) for seq in marked if _is_exact(spans, seq))
+    return _exact(runs, marked) >= _exact([span.run for span in spans], marked)
 
 
-def _is_exact(spans: Sequence[Span], seq: int) -> bool:
-    return _is_in([span.run for span in spans], seq)
-
-
-def _is_in(runs: Sequence[Run], seq: int) -> bool:
-    return any(run.first_seq <= seq <= run.last_seq for run in runs)
+def _exact(runs: Sequence[Run], seqs: Iterable[int]) -> set[int]:
+    """Those of the seqs that lie in one of the runs, which ascend."""
+    firsts = [run.first_seq for run in runs]
+    at = ((seq, bisect_right(firsts, seq) - 1) for seq in seqs)
+    return {seq for seq, nr in at if nr >= 0 and seq <= runs[nr].last_seq}
 
 
 def _points_at(
-    sources: Sequence[SourceColumns], spans: Sequence[Span], times: Collection[int]
+    sources: Sequence[SourceColumns], spans: Sequence[Span], times: Sequence[int]
 ) -> dict[int, int]:
-    """The point that each time means; without those that mean none here, or one that is not exact."""
+    """The point that each time (ascending) means; without those that mean none here, or one that is not
+    exact."""
     found: dict[int, int] = {}
     for span in spans:
-        asked = sorted(time for time in times if span.serves(time))
-        found |= {time: span.run.last_seq for time in asked if time >= span.run.last_time}
-        asked = [time for time in asked if time < span.run.last_time]
-        if asked:
+        begin, end = bisect_left(times, span.run.first_time), bisect_left(times, span.until_ms)
+        inside = min(bisect_left(times, span.run.last_time), end)
+        found |= dict.fromkeys(times[inside:end], span.run.last_seq)
+        if asked := times[begin:inside]:
             found |= zip(asked, _last_ends(_source_of(sources, span.run), span.run, asked), strict=True)
     return found
 
 
 def _last_ends(source: SourceColumns, run: Run, times: Sequence[int]) -> list[int]:
     """The last batch end of a run up to each of these times (ascending, none before the first one)."""
-    found = [0] * len(times)
     wanted = np.array(times, np.uint64)
+    found = np.zeros(len(times), np.uint64)
     for seqs, ends_at in _batch_ends(source, run):
-        if not len(seqs):
-            continue
-        for nr, at in enumerate(np.searchsorted(ends_at, wanted, "right").tolist()):
-            if at:
-                found[nr] = int(seqs[at - 1])
-        if int(ends_at[-1]) > times[-1]:
+        at = np.searchsorted(ends_at, wanted, "right")
+        found[at > 0] = seqs[at[at > 0] - 1]
+        if len(ends_at) and int(ends_at[-1]) > times[-1]:
             break
-    if 0 in found:
+    if not found.all():
         raise DamageError(f"exact run without the batch end that it begins with: seq {run.first_seq}")
-    return found
+    return [int(seq) for seq in found]
 
 
 def _newest_from(sources: Sequence[SourceColumns], count: int) -> int | None:

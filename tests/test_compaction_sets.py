@@ -160,3 +160,16 @@ def test_cut_generation_is_merged_up_to_the_cut(tmp_path: Path) -> None:
     bench.compact("auto", threshold=4)
     assert [(s.first_seq, s.last_seq) for s in bench.segments(G1)] == [(1, 40)]
     assert bench.assert_exact(G1) == list(range(1, 41))
+
+
+def test_what_was_let_go_of_within_a_segment_is_not_merged(tmp_path: Path) -> None:
+    bench = succession(tmp_path)
+    first = bench.view.head.generations[G1]
+    gone = [segment.key for segment in bench.segments(G1) if segment.first_seq > 50]
+    bench.change(generations={G1: replace(first, kept_to=45)}, drop=gone)
+    assert bench.segments(G1)[-1].last_seq == 50
+    bench.compact("log")
+    bench.compact("auto", threshold=2)
+    assert bench.segments(G1)[-1].last_seq == 45
+    assert bench.assert_exact(G1) == list(range(1, 46))
+    assert bench.view.head.generations[G1].last_seq == 60
