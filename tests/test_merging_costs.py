@@ -5,14 +5,15 @@ from __future__ import annotations
 import random
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 
 import compactor.merging.writer
+from compactor.store import open_store
 from ourdb.segment.reader import TAIL_BYTES
 from ourdb.units import MIB
-from tests.merging_tools import G1, merger_of, read_segment, steps_of, world_of
+from tests.merging_tools import G1, merger_of, read_segment, records_of, steps_of, world_of
 from tests.worlds import DAY_0, Log, World, writes
 
 VALUE = 8_000
@@ -71,6 +72,29 @@ def test_a_merge_of_large_segments_that_only_grew_fetches_indexes_only(large: Wo
     sent = {kind: count - before[kind] for kind, count in world.store.requests.counts().items()}
     assert (sent["COPY"], sent["POST"], sent["PUT"]) == (3, 2, 1)
     assert figures.requests == merge.figures.requests
+
+
+def test_each_store_copies_long_ranges_itself(store_url: str) -> None:
+    """One that lives, and one of which the first half of each block is dead."""
+    log = noise_log(4_400, 4_400)
+    for n in range(2_200, 4_400):
+        if n % 5 < 2:
+            log.batch([(n, b"short")], DAY_0 + 10_000 + n)
+    with closing(open_store(store_url)) as store:
+        world = World(store)
+        world.line(G1, log, (2_200, 4_400))
+        with merger_of(world) as merger:
+            merge = merger.open(steps_of(world.segments)).plan(horizon=len(log), pins=(), from_start=True)
+            written = merge.write(generation=G1, made=1)
+        figures = written.figures
+        assert figures.bytes_copied > 2_200 * VALUE
+        assert figures.bytes_fetched <= 1.05 * figures.bytes_decoded
+        assert figures.requests == merge.figures.requests
+        assert [record.seq for record in records_of(store, steps_of(written.entries))] == [
+            *range(1, 2_201),
+            *(seq for seq in range(2_201, 4_401) if (seq - 1) % 5 >= 2),
+            *range(4_401, len(log) + 1),
+        ]
 
 
 def test_small_segments_are_fetched_once_and_never_decoded() -> None:
