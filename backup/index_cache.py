@@ -46,9 +46,10 @@ class IndexCache:
         path = self._path(self.folder, entry, piece)
         try:
             data = path.read_bytes()
-            os.utime(path)
         except OSError:
             return None
+        with suppress(OSError):
+            os.utime(path)  # it was used now
         return data if len(data) == length else None
 
     def put(self, entry: SegmentEntry, piece: str, data: bytes) -> None:

@@ -557,6 +557,16 @@ class TestIndexCache:
             assert cache.get(self.entry, "tail", 1) is None
             assert not cache.drop(self.entry)
 
+    def test_a_folder_that_can_only_be_read_is_used(self, tmp_path, monkeypatch):
+        cache = IndexCache(tmp_path)
+        cache.put(self.entry, "tail", b"x")
+
+        def refuse(*_: object, **__: object) -> None:
+            raise PermissionError
+
+        monkeypatch.setattr(os, "utime", refuse)
+        assert cache.get(self.entry, "tail", 1) == b"x"
+
 
 def test_readers_in_several_threads_share_one(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
@@ -580,3 +590,25 @@ def test_a_request_without_an_answer_is_an_error_and_the_next_one_is_well(tmp_pa
             with pytest.raises(ourdb.Error):
                 remote.get(7)
             assert remote.get(7) == log.state(3000)[7]
+
+
+def test_a_real_s3_server_is_asked_for_ranges(tmp_path, s3_environment):
+    from backup import backup
+    from tests.conftest import RUN
+
+    url = f"s3://{s3_environment.bucket}/{RUN}/remote {tmp_path.name}/name"
+    value = os.urandom(2000)
+    with ourdb.open(tmp_path / "db") as db:
+        db.set_many({n: value[n % 100 :] for n in range(2000)})
+        db.delete(7)
+        backup(tmp_path / "db", url)
+        for indexes in (1, 0):
+            with open_remote(url) as remote:
+                assert remote.get(3) == db.get(3)
+                assert gets(remote) == 1 + indexes + 1
+                assert remote.get_many(range(10)) == db.get_many(range(10))
+                assert [version.value for version in remote.history(7)] == [None, value[7:]]
+                assert gets(remote) == 1 + indexes + 1
+        with open_remote(url) as remote:
+            assert dict(remote.items()) == dict(db.items())
+            assert gets(remote) <= 4
