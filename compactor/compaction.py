@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from compactor.policy import Anchor, policy_for
 from compactor.publish import Change, follow
 from compactor.session import Session, open_session
 from compactor.set_run import SetRun, Standing, report_of
-from compactor.sets import MergeSet, find_sets
+from compactor.sets import MergeSet, find_sets, sets_around
 from compactor.view import View
 from compactor.windows import lost_range
 from ourdb.errors import DamageError, ExistsError
@@ -161,32 +162,40 @@ class _Compaction:
         return standing
 
     def _merge(self, standing: Standing, sets: Sequence[MergeSet]) -> None:
-        """All sets, those behind a damaged one too. Raises DamageError at the end if there was one."""
+        """All sets. Of one with a damaged segment what lies around that is tried; then DamageError is raised
+        at the end."""
         problems: list[DamageError] = []
-        gauge = _Gauge(self._progress, sum(chosen.bytes for chosen in sets))
+        gauge = _Gauge(self._progress)
+        gauge.expect(sets)
+        waiting = deque(sets)
         store, uuid, options = self._session.store, standing.view.head.uuid, self._options
         with Merger(
             store, uuid, threads=options.threads, folder=options.folder, on_bytes=gauge.advance
         ) as merger:
-            for chosen in sets:
+            while waiting:
+                chosen = waiting.popleft()
                 gauge.begin(chosen)
                 try:
                     self._done.append(SetRun(standing, merger, chosen).run())
                 except DamageError as error:
-                    if error.fields.get("key") not in chosen.keys:
+                    key = error.fields.get("key")
+                    if key not in chosen.keys:
                         raise
                     problems.append(error)
                     self._done.append(report_of(chosen, "damaged", problem=error.message))
+                    smaller = sets_around(chosen, key, self._wish.strategy)
+                    gauge.expect(smaller)
+                    waiting.extendleft(reversed(smaller))
                 gauge.advance(chosen.bytes)
         if problems:
             raise self._damage(problems)
 
     def _damage(self, problems: Sequence[DamageError]) -> DamageError:
-        first, rest = problems[0], len(self._done) - len(problems)
+        first = problems[0]
         fields = {**first.fields, "sets": [done.as_json() for done in self._done]}
         return DamageError(
-            f"{len(problems)} of {len(self._done)} sets could not be merged, and stay as they are ({rest} "
-            f"went on): {first.message}",
+            f"{len(problems)} of {len(self._done)} sets could not be merged, what lies around the damage is "
+            f"tried by itself: {first.message}",
             kind=first.kind,
             **fields,
         )
@@ -200,11 +209,15 @@ def _check_folder(folder: Path | None) -> None:
 class _Gauge:
     """How much of all sets is done, in bytes; a set counts for what its segments have."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total = progress, total
-        self._before = self._size = self._moved = 0
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._total = self._before = self._size = self._moved = 0
         self._what = ""
         self._lock = threading.Lock()
+
+    def expect(self, sets: Sequence[MergeSet]) -> None:
+        """So much more is to be done."""
+        self._total += sum(chosen.bytes for chosen in sets)
 
     def begin(self, chosen: MergeSet) -> None:
         """What follows is of this set."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
@@ -79,6 +79,25 @@ def find_sets(view: HeadView, strategy: Strategy, *, drops: bool = False) -> lis
                 chosen = [tuple(step.segment for step in piece)]
             found += [_set_of(generation, path, segments) for segments in chosen]
     return found
+
+
+def sets_around(chosen: MergeSet, damaged: str, strategy: Strategy) -> list[MergeSet]:
+    """What a strategy merges of a set without the segment of this key. A set across branch points is not
+    divided: what is left of it would not be a line from its start on."""
+    if chosen.across:
+        return []
+    pieces: list[list[Step]] = [[]]
+    for unit in _units(chosen.steps):
+        if any(step.segment.key == damaged for step in unit):
+            pieces.append([])
+        else:
+            pieces[-1] += unit
+    return [
+        replace(smaller, behind=smaller.behind + chosen.behind)
+        for piece in pieces
+        for segments in strategy.partition([step.segment for step in piece])
+        for smaller in [_set_of(chosen.generation, chosen.steps, segments)]
+    ]
 
 
 def path_of(view: HeadView, generation: Generation) -> list[Step]:

@@ -205,18 +205,28 @@ def test_hole_in_the_path_is_named(tmp_path: Path) -> None:
         assert caught.value.kind == "store_damaged"
 
 
-def test_damaged_segment_stays_and_the_other_sets_are_merged(tmp_path: Path) -> None:
+def test_damaged_segment_stays_and_what_lies_around_it_is_merged(tmp_path: Path) -> None:
     log = hourly()
     bench = Bench(tmp_path).line(log, 4)
-    key = bench.segments()[1].key
-    bench.world.flip(key, -300)
-    with pytest.raises(DamageError, match="1 of 3 sets") as caught:
-        bench.compact("log")
-    assert caught.value.fields["key"] == key
-    outcomes = [done["outcome"] for done in caught.value.fields["sets"]]
-    assert outcomes == ["damaged", "merged", "merged"]
-    assert len(bench.segments()) == 7 + 1 + 1 + 2
+    keys = [bench.segments()[nr].key for nr in (5, 9)]
+    for key in keys:
+        bench.world.flip(key, -300)
+    told: list[tuple[int, int, str]] = []
+    with pytest.raises(DamageError, match="2 of 5 sets") as caught:
+        bench.compact("all", progress=lambda *now: told.append(now))
+    assert caught.value.kind == "store_damaged"
+    assert caught.value.fields["key"] == keys[0]
+    sets = caught.value.fields["sets"]
+    assert [(done["outcome"], done["first_seq"], done["last_seq"]) for done in sets] == [
+        ("damaged", 1, 60),
+        ("merged", 1, 20),
+        ("damaged", 25, 60),
+        ("merged", 25, 36),
+        ("merged", 41, 60),
+    ]
+    assert [segment.first_seq for segment in bench.segments()] == [1, 21, 25, 37, 41]
     assert bench.points() == log.ends()
+    assert told[-1][0] == told[-1][1]
 
 
 def test_segment_of_another_database_is_damage_that_names_it(tmp_path: Path) -> None:
