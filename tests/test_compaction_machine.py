@@ -12,6 +12,7 @@ import random
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -539,7 +540,7 @@ def versions(records: list[Record], id_: int) -> list[tuple[int, bytes | None]]:
 def check_paths(before: View, after: View, name: str, threshold: int | None) -> None:
     """No more segments lead to the end of a generation than its strategy allows. What was read to be written
     into those that took over is merged by the next run, if anything still needs it."""
-    left = {point.generation for point in set(children_of(before)) - set(children_of(after))}
+    left = {point.generation for point in Counter(children_of(before)) - Counter(children_of(after))}
     for generation in after.head.generations.values():
         if generation.id in left:
             continue

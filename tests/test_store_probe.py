@@ -65,3 +65,21 @@ def test_objects_of_the_namespace_are_not_touched() -> None:
     before = store.put_if_absent("head", b"state")
     probe(IgnoresCreate(URL, bucket=bucket))
     assert store.get("head").etag == before.etag
+
+
+class LosesOnce(MemoryStore):
+    """Whoever probes slept, and a prune has deleted the key meanwhile."""
+
+    lost = False
+
+    def put_if_match(self, key: str, data: bytes, etag: Etag) -> Stat:
+        if not self.lost:
+            self.lost = True
+            self.delete_many([key])
+        return super().put_if_match(key, data, etag)
+
+
+def test_probe_whose_key_was_deleted_meanwhile_is_made_again() -> None:
+    bucket = Bucket()
+    assert probe(LosesOnce(URL, bucket=bucket)).cas
+    assert bucket.objects == {}

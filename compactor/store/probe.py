@@ -17,7 +17,8 @@ class ProbeResult:
 
 
 def probe(store: Store) -> ProbeResult:
-    """Five conditional puts of two keys of its own, `probe-{random}`, and their deletion.
+    """Five conditional puts of two keys of its own, `probe-{random}`, and their deletion; what fails is tried
+    once more.
 
     Creates twice, replaces with the ETag that is current, with one that is not any more, and with one
     on a key that is not there. What a store fails to refuse is a commit that it would lose. Raises what
