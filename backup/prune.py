@@ -17,7 +17,7 @@ from backup.cuts import Cuts, plan_cuts
 from backup.prune_report import PointVerdict, PruneReport, point_verdicts
 from backup.sweep import ObjectVerdict, UploadVerdict, Waiting, judge_objects, judge_uploads
 from compactor.fetch import SegmentFetcher
-from compactor.follow import check_host
+from compactor.follow import check_base
 from compactor.index_points import IndexPoints
 from compactor.policy import Anchor, Policy
 from compactor.publish import Change, Patience, follow, publish
@@ -136,11 +136,12 @@ class _Prune:
             plan = self.plan(view)
             if self._dry_run:
                 return self._report(plan, {}, ())
-            check_host(view.head, self._session.namespace.host.id)
+            writer = writer_of(self._session, view)
+            check_base(view, writer)  # also where nothing is put, but deleted
             change = plan.change or (Change() if self._unsure(plan) else None)
             if change is None:
                 return self._delete(plan)
-            done = publish(self._session.namespace, follow(view, writer_of(self._session, view), change))
+            done = publish(self._session.namespace, follow(view, writer, change))
             if done is None:
                 patience.wait()
                 view = self._session.read()

@@ -86,7 +86,7 @@ def follow(view: View | None, writer: Writer, change: Change, *, random: RandomU
     `other_host`), UnknownFormatError (the head needs what this program does not know), DamageError (a
     list). It can be called again on a newer view; nothing was sent.
     """
-    old = _checked_base(view, writer)
+    old = check_base(view, writer)
     head = _changed(old, writer, change, random)
     _check(view, head, change)
     head, gone, emptied = _with_left(head, _fill_since(view), frozenset(change.left), view)
@@ -105,27 +105,22 @@ def follow(view: View | None, writer: Writer, change: Change, *, random: RandomU
     )
 
 
-def _checked_base(view: View | None, writer: Writer) -> Head | None:
+def check_base(view: View | None, writer: Writer) -> Head | None:
+    """The head, if this program on this machine may write the one after it: see `follow`."""
     if view is None:
         return None
     head = view.head
     refuse_to_write(head, "head")
     check_database(head, writer.uuid)
-    if not writer.take_host:
-        check_host(head, writer.host)
-    return head
-
-
-def check_host(head: Head, host: str) -> None:
-    """FencedError (`other_host`) if the namespace has a single writer, and that is another machine."""
-    if head.single_writer and head.host != host:
+    if head.single_writer and head.host != writer.host and not writer.take_host:
         raise FencedError(
             f"namespace {head.namespace} is on a store without compare-and-swap and belongs to another host, "
-            f"{head.host} (this is {host}): work there, or if it writes no more, take over with "
+            f"{head.host} (this is {writer.host}): work there, or if it writes no more, take over with "
             "backup --take-over",
             kind="other_host",
             host=head.host,
         )
+    return head
 
 
 def check_database(head: Head, uuid: str) -> None:

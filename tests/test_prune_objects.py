@@ -15,14 +15,14 @@ from backup.prune_report import PruneReport
 from compactor import lists
 from compactor.entries import SegmentEntry, made_of
 from compactor.follow import Change, follow
-from compactor.head import Head, decode_head, encode_head
+from compactor.head import Head, Needs, decode_head, encode_head
 from compactor.meta import MetaIndex
 from compactor.policy import DAY_MS, HOUR_MS
 from compactor.publish import Patience, publish
 from compactor.session import Session
 from compactor.store.base import FailedDelete, Failures
 from compactor.view import View
-from ourdb.errors import DamageError, FencedError, InvalidError, TemporaryError
+from ourdb.errors import DamageError, Error, InvalidError, TemporaryError
 from tests.faulty import FaultyStore, How
 from tests.lines import GEN, Clock, Site, end_of, entry_of
 
@@ -485,17 +485,25 @@ def test_a_name_that_was_let_go_of_once_is_not_taken_again_however_late_its_dele
     assert place.whole()
 
 
-def test_a_single_writers_store_is_pruned_on_its_own_machine_only(place: Place) -> None:
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"single_writer": True, "host": "x"}, "other_host"),
+        ({"needs": Needs(write=("new",))}, "unknown_format"),
+    ],
+)
+def test_nothing_is_deleted_by_who_may_not_write_the_head(
+    place: Place, changes: dict[str, Any], kind: str
+) -> None:
     a, b, _ = place.view().segments
     place.merge(a, b)
     place.later(WAIT_MS)
-    head = decode_head(place.plain().get("head").data, "name")
     there = place.plain().head("head")
     assert there is not None
-    place.plain().put_if_match("head", encode_head(replace(head, single_writer=True, host="x")), there.etag)
-    with pytest.raises(FencedError) as caught:
+    place.plain().put_if_match("head", encode_head(replace(place.head, **changes)), there.etag)
+    with pytest.raises(Error) as caught:
         place.keeper().prune()
-    assert caught.value.kind == "other_host"
+    assert caught.value.kind == kind
     assert place.there(a.key, b.key) == [True, True]
     assert place.keeper().prune(dry_run=True).deleted == ()
 
@@ -513,6 +521,7 @@ def busy(root: Path) -> Place:
     place.later(WAIT_MS)
     assert not place.plain().delete_many([a.key])
     place.upload(20, 22)
+    place.bucket.uploads[f"{place.plain().url.root}/{entry_of(30, 31).key}", "id"] = place.clock.ms
     place.later(WAIT_MS)
     place.merge(merged, c)
     return place
@@ -526,7 +535,7 @@ def test_a_fault_at_any_request_harms_nothing_and_the_next_run_ends_it(
     counted = busy(tmp_path / "counted").keeper()
     counted.prune(grace_ms=grace_ms)
     requests = list(dict.fromkeys(method for method, _ in counted.store.log))
-    assert {"get", "list", "list_uploads", "put_if_match", "delete_many"} <= set(requests)
+    assert {"get", "list", "list_uploads", "put_if_match", "delete_many", "abort_upload"} <= set(requests)
     for number, method in enumerate(requests):
         for times in (1, 10**9) if how in ("before", "after") else (1,):
             place = busy(tmp_path / f"{number}-{times}")
@@ -545,3 +554,4 @@ def test_a_fault_at_any_request_harms_nothing_and_the_next_run_ends_it(
                 place.later(WAIT_MS)
             assert place.objects().keys() == {"head", *(entry.key for entry in place.view().segments)}
             assert place.head.gone == ()
+            assert place.bucket.uploads == {}
