@@ -67,7 +67,7 @@ def assert_same(remote: RemoteDatabase, path: Path, ids: range) -> None:
                 assert remote.history(id_, depth) == db.get_history(id_, depth)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(merged_worlds(), st.data())
 def test_answers_are_those_of_a_restore_to_any_point_over_any_segments(tmp_path_factory, world, data):
     points = offered(world)

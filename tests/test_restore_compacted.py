@@ -16,8 +16,8 @@ from compactor.generations import Pin
 from compactor.path import owner_of, route
 from ourdb.errors import UnreachableError
 from tests.compacting import Bench
-from tests.merged import IDS, merged_worlds, offered
-from tests.worlds import World, writes
+from tests.merged import G1, G2, IDS, merged_worlds, offered
+from tests.worlds import DAY_0, HOUR, World, Write, memory_world, writes
 
 WINDOWS = [None, 0, 1, 500, 1500, 3000]  # ms; the worlds' writes are up to a second apart
 
@@ -89,13 +89,13 @@ def test_every_write_of_a_window_and_every_pin_is_exact(tmp_path, strategy):
     bench = Bench(tmp_path).line(writes(60), 7)
     world = bench.world
     for seq in (11, 23):
-        set_pin(world, "1" * 16, seq)
+        set_pin(world, G1, seq)
     world.publish()
     bench.compact(strategy, window=15_000)
     here = [seq for _, seq in offered(world)]
     assert {11, 23, *range(45, 61)} <= set(here)
     for seq in here:
-        assert_exact(world, tmp_path, "1" * 16, seq)
+        assert_exact(world, tmp_path, G1, seq)
     for seq in set(range(1, 61)) - set(here):
         with pytest.raises(UnreachableError) as caught:
             restore(world.url, tmp_path / "no", seq=seq, meta=tmp_path / "meta.db")
@@ -110,16 +110,16 @@ def test_a_window_of_nothing_keeps_the_newest_state_and_a_history_of_one(tmp_pat
     bench.compact("all", window=0)
     assert [seq for _, seq in offered(world)] == [60]
     with open_remote(world.url, meta=tmp_path / "meta.db") as remote:
-        assert dict(remote.items()) == world.logs["1" * 16].state(60)
+        assert dict(remote.items()) == world.logs[G1].state(60)
         for id_ in range(7):
             assert [v.seq for v in remote.history(id_)] == [
-                n for n in range(60, 0, -1) if world.logs["1" * 16].writes[n - 1].id == id_
+                n for n in range(60, 0, -1) if world.logs[G1].writes[n - 1].id == id_
             ][:1] * (remote.get(id_) is not None)
 
 
 def test_a_reader_that_is_open_goes_on_over_a_compaction(tmp_path):
     bench = Bench(tmp_path).line(writes(600, ids=50, size=400), 60)
-    world, log = bench.world, bench.world.logs["1" * 16]
+    world, log = bench.world, bench.world.logs[G1]
     old = [entry.key for entry in world.view.segments]
     with open_remote(world.url, meta=tmp_path / "meta.db") as remote:
         items = iter(remote.items())
@@ -129,5 +129,28 @@ def test_a_reader_that_is_open_goes_on_over_a_compaction(tmp_path):
         found += items
         assert sorted(found) == sorted(log.state(600).items())
         assert remote.get(1) == log.state(600).get(1)
-        assert route(world.view, "1" * 16, 600) is not None
+        assert route(world.view, G1, 600) is not None
+        assert remote.left_out == ()
+
+
+def test_a_reader_of_a_line_goes_on_when_its_parent_is_merged_into_it(tmp_path):
+    first = writes(600, ids=50, size=400)
+    second = first.copy(400)
+    for n in range(100):
+        second.append(Write(n % 50, b"second" * 100, DAY_0 + HOUR + n * 1000))
+    world = memory_world()
+    world.line(G1, first, range(60, 600, 60))
+    world.line(G2, second, [450], parent=(G1, 400), takes_over=G1)
+    world.publish()
+    bench = Bench(tmp_path, world)
+    with open_remote(world.url, seq=300, meta=tmp_path / "meta.db") as remote:
+        assert remote.point is not None
+        assert remote.point.generation == G1
+        bench.compact("all")
+        assert world.view.head.generations[G2].parent is None  # merged across the branch
+        named = {entry.key for entry in world.view.segments}
+        old = [entry.key for entry in world.segments if entry.key not in named]
+        assert old
+        assert not world.store.delete_many(old)
+        assert dict(remote.items()) == first.state(300)
         assert remote.left_out == ()
