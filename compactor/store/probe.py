@@ -24,6 +24,12 @@ def probe(store: Store) -> ProbeResult:
     on a key that is not there. What a store fails to refuse is a commit that it would lose. Raises what
     a put may raise (NoAnswer: nothing is known, probe again).
     """
+    found = _try_out(store)
+    # Whoever slept in the middle for longer than the grace time may have lost its key to a prune.
+    return found if found.cas else _try_out(store)
+
+
+def _try_out(store: Store) -> ProbeResult:
     key, missing = (f"probe-{secrets.token_hex(8)}" for _ in range(2))
     try:
         return ProbeResult(*_verdict(store, key, missing))
