@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 STRATEGIES = ("auto", "levels", "log", "all")
 _POINTS_SHOWN = 20
+_COMMIT_REQUESTS = 1  # of a set: the put of the head
 
 
 @command(
@@ -134,7 +135,8 @@ def _work(found: CompactReport) -> str:
     told = ", ".join(f"{format_size(size)} {what}" for what, size in sizes)
     if not found.dry_run:
         return f"{told}; {count(sum(found.requests.values()), 'request')}"
-    foreseen = sum(sum(each.figures.requests.values()) for each in found.sets if each.figures)
+    merges = [each.figures for each in found.sets if each.changed and each.figures]
+    foreseen = sum(sum(figures.requests.values()) + _COMMIT_REQUESTS for figures in merges)
     return f"{told} by about {count(foreseen, 'request')}"
 
 
