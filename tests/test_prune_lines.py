@@ -438,6 +438,35 @@ def test_what_was_taken_over_by_a_dropped_line_was_taken_over_by_its_successor(t
     assert yard.find() == (G3, 19)
 
 
+def test_times_that_a_dropped_line_answered_are_not_answered_by_the_one_before(tmp_path: Path) -> None:
+    """G1 was written still when G2, which took over, had begun."""
+    yard = chained(tmp_path)
+    yard.world.generations[G1] = replace(yard.world.generations[G1], as_of=BEGAN + 5000)
+    yard.world.publish()
+    assert yard.find(at=BEGAN + 2000) == (G2, 23)
+    assert yard.find(at=BEGAN - 1) == (G1, 30)
+    yard.prune(drop_generation=G2)
+    assert yard.find(at=BEGAN + 2000) == (30, 19)
+    assert yard.find(at=BEGAN - 1) == (G1, 30)
+
+
+@pytest.mark.parametrize(("hourly", "kept"), [(400, True), (3, False)])
+def test_a_keep_rule_keeps_a_line_also_where_nobody_goes_on_from_it(
+    tmp_path: Path, hourly: int, kept: bool
+) -> None:
+    hour_end = DAY_0 // HOUR * HOUR + HOUR - 1
+    world = memory_world()
+    world.line(G1, writes(30), as_of=hour_end)
+    world.line(G2, writes(5, start=BEGAN), takes_over=G1)
+    world.line(G3, writes(5, start=DAY_0 + 10 * DAY_MS))
+    world.policy = Policy(window_ms=0, hourly=hourly).as_json()
+    world.publish()
+    yard = Yard(world, tmp_path)
+    yard.prune(drop_generation=G2)
+    assert (G1 in yard.head.generations) == kept
+    assert [g.id for g in open_lines(yard.head)] == [G3]
+
+
 def test_whom_a_dropped_line_took_over_stays_closed_and_ages_out(tmp_path: Path) -> None:
     yard = superseded(HOUR, tmp_path, policy=Policy())
     fork = yard.world.logs[G1].copy(10)
