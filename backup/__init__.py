@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from backup.points import PointsReport, points
     from backup.prune import prune
     from backup.prune_report import PruneReport
-    from backup.remote import RemoteDatabase, RemoteOptions, open_remote
+    from backup.remote import RemoteOptions, open_remote
+    from backup.remote_database import RemoteDatabase
     from backup.report import BackupReport, SegmentReport
     from backup.restore import RestoreOptions, RestoreReport, restore
     from backup.retention import PolicyChanges, PolicyReport, policy, set_policy
@@ -66,7 +67,7 @@ _HOMES = {
     "PolicyChanges": "retention",
     "PolicyReport": "retention",
     "PruneReport": "prune_report",
-    "RemoteDatabase": "remote",
+    "RemoteDatabase": "remote_database",
     "RemoteOptions": "remote",
     "RestoreOptions": "restore",
     "RestoreReport": "restore",

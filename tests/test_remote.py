@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import ourdb
 from backup import index_cache, open_remote, restore
 from backup.index_cache import IndexCache
-from backup.remote import RemoteDatabase, RemoteOptions
+from backup.remote import RemoteOptions
+from backup.remote_database import RemoteDatabase
 from backup.target import Wanted
 from compactor import fetch
 from compactor.meta import MetaIndex
