@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -104,7 +104,8 @@ class Merge:
             body = self._body(number, generation, made, random_u64())
             begin = partial(on_begin, body.key)
             size_hint = self._estimates[number].most
-            stat = merger.store.assemble(body.key, body.pieces(), size_hint=size_hint, on_begin=begin)
+            with closing(body.pieces()) as pieces:
+                stat = merger.store.assemble(body.key, pieces, size_hint=size_hint, on_begin=begin)
             on_end(body.key)
             entries.append(body.entry(stat.bytes))
             footers.append(body.footer)
@@ -125,13 +126,14 @@ class Merge:
         byte by byte what `write` would put there: durable, and compared as there. It raises the same; a file
         that was not finished is removed."""
         paths, entries, footers = [], [], []
-        fs, fetcher = self.sources.merger.fs, self.sources.merger.fetcher
+        fs, store = self.sources.merger.fs, self.sources.merger.store
         with ExitStack() as stack:
             readers = []
             for number in range(len(self.outputs)):
                 body = self._body(number, generation, made, random_u64())
                 paths.append(folder / body.key)
-                size = write_file(paths[-1], body.pieces(), fetcher.store, fs)
+                with closing(body.pieces()) as pieces:
+                    size = write_file(paths[-1], pieces, store, fs)
                 entries.append(body.entry(size))
                 footers.append(body.footer)
                 file = stack.enter_context(fs.open(paths[-1]))

@@ -122,9 +122,9 @@ class Records:
     def columns(
         self, first_seq: int, last_seq: int, begin: int = 0, end: int | None = None
     ) -> Iterator[Columns]:
-        """As `keys`."""
+        """As `keys`; neighbours that ask one after the other read their piece once."""
         for number, some in self._find(first_seq, last_seq, begin, self.count if end is None else end):
-            yield _as_columns(self._read(number, _COLUMNS))[some]
+            yield self.piece(number).columns[some]
 
     def blocks(self, number: int) -> Blocks:
         """The blocks of a piece."""

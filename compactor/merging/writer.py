@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -78,8 +78,9 @@ class Body:
             self._generation, self._name, self._plan.summary, size=size, index_bytes=self.footer.index_bytes
         )
 
-    def pieces(self) -> Iterator[ObjectPiece]:
-        """Raises NoSuchKey, DamageError (with `key`, if a source is damaged)."""
+    def pieces(self) -> Generator[ObjectPiece, None, None]:
+        """To be closed: tasks of the pool end with it. Raises NoSuchKey, DamageError (with `key`, if a source
+        is damaged)."""
         with SegmentWriter(self._sources.header, self._plan, self._take) as writer:
             for done in self._done():
                 if isinstance(done, Extent):
