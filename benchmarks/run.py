@@ -20,12 +20,13 @@ from typing import Any
 
 import click
 
-from benchmarks import merging, operations, transfers
+from benchmarks import merging, operations, planning, transfers
 from benchmarks.raw import Bucket, Directory
 from ourdb.units import format_size
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("operations", "transfers", "merging")
+PARTS = ("operations", "transfers", "merging", "planning")
+SEGMENTS = 1_000_000  # to plan over
 
 
 @click.command()
@@ -52,6 +53,10 @@ def main(quick: bool, records: int, raw_bytes: int, s3: bool, only: str | None) 
         merged = list(measure_merging(quick, s3))
         result["merging"] = [asdict(one) for one in merged]
         text += ["", *merging.table(merged)]
+    if only in (None, "planning"):
+        planned = list(planning.measure(SEGMENTS // scale))
+        result["planning"] = [asdict(one) for one in planned]
+        text += ["", *planning.table(planned)]
     print("\n".join(text))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "latest.json").write_text(json.dumps(result, indent=2) + "\n")
