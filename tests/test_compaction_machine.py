@@ -28,7 +28,6 @@ import backup
 import ourdb
 from backup.pins import pin_session, unpin_session
 from backup.prune import prune_session
-from backup.remote import RemoteDatabase
 from backup.retention import set_policy_session
 from backup.target import Wanted
 from compactor.compaction import compact_session
@@ -484,7 +483,7 @@ class Retention(RuleBasedStateMachine):
         backup.restore(self.yard.url, path, generation=line, meta=self.base / "reader-meta.db", **target)
         return path
 
-    def read_remote(self, line: str, **target: Any) -> RemoteDatabase:
+    def read_remote(self, line: str, **target: Any) -> backup.RemoteDatabase:
         cache = self.base / "indexes"
         return backup.open_remote(
             self.yard.url, generation=line, meta=self.base / "reader-meta.db", cache=cache, **target
