@@ -30,13 +30,14 @@ FOREVER = TIME_MAX + 1
 @dataclass(frozen=True, kw_only=True)
 class Rules:
     """What is asked for. since_ms: where the window begins, None: everything is kept. boundaries: single
-    times (ms). newest: how many of the newest points of the generation. marked: pins and branch points, by
-    seq, with what they are."""
+    times (ms). newest: how many of the newest points, of the generation and of each line that left it: before
+    the branch point. marked: pins and branch points, by seq, with what they are; branches: these alone."""
 
     since_ms: int | None
     boundaries: Sequence[int] = ()
     newest: int = 1
     marked: Mapping[int, str] = field(default_factory=dict)
+    branches: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +57,18 @@ class Protection:
 def rules_of(head: Head, generation: str, policy: Policy, anchor_ms: int) -> Rules:
     """What a head asks for in the segments of a generation. policy: that is followed. anchor_ms: the time
     that its window and keep rules are counted back from."""
-    marked = {
+    branches = {
         child.parent.seq: f"branch point of generation {child.id}"
         for child in head.generations.values()
         if child.parent and child.parent.generation == generation
     }
-    marked |= {pin.seq: f"pin {pin.name}" for pin in head.pins if pin.generation == generation}
+    pins = {pin.seq: f"pin {pin.name}" for pin in head.pins if pin.generation == generation}
     return Rules(
         since_ms=None if policy.window_ms is None else max(0, anchor_ms - policy.window_ms),
         boundaries=boundaries(policy, anchor_ms),
         newest=policy.newest,
-        marked=marked,
+        marked=branches | pins,
+        branches=frozenset(branches),
     )
 
 
@@ -86,11 +88,11 @@ def spans_of(segments: Iterable[tuple[int, Sequence[Run]]]) -> list[Span]:
     return found
 
 
-def protect(sources: Sequence[SourceColumns], rules: Rules, *, behind: int = 0) -> Protection:
+def protect(sources: Sequence[SourceColumns], rules: Rules, *, later: Sequence[int] = ()) -> Protection:
     """What a merge of these neighbours has to keep, beside their end, which it always keeps.
 
-    sources: as for a merge, in order. behind: how many of the generation's newest points lie behind them, at
-    least. Raises DamageError if columns contradict their summary.
+    sources: as for a merge, in order. later: seqs of points of the generation that lie behind them,
+    ascending; one of each segment is enough. Raises DamageError if columns contradict their summary.
     """
     if rules.since_ms is None:
         return Protection(horizon=None)
@@ -100,9 +102,13 @@ def protect(sources: Sequence[SourceColumns], rules: Rules, *, behind: int = 0) 
     horizon = meant.get(rules.since_ms) or next(
         (span.run.first_seq for span in spans if span.run.first_time > rules.since_ms), last
     )
-    newest = _newest_from(sources, rules.newest - behind)
-    horizon = min(horizon, last if newest is None else newest)
-    kept = {meant[time]: f"the state at {format_time(time)}" for time in rules.boundaries if time in meant}
+    horizon = min([horizon, *_newest(sources, rules.newest - len(later), last)])
+    kept = {
+        seq: f"among the newest {rules.newest} before a branch point"
+        for upto in rules.branches
+        for seq in _newest(sources, rules.newest - bisect_right(later, upto), upto)
+    }
+    kept |= {meant[time]: f"the state at {format_time(time)}" for time in rules.boundaries if time in meant}
     kept |= {seq: rules.marked[seq] for seq in _exact([span.run for span in spans], rules.marked)}
     return Protection(horizon=horizon, points={seq: kept[seq] for seq in sorted(kept) if seq < horizon})
 
@@ -149,22 +155,25 @@ def _last_ends(source: SourceColumns, run: Run, times: Sequence[int]) -> list[in
     return [int(seq) for seq in found]
 
 
-def _newest_from(sources: Sequence[SourceColumns], count: int) -> int | None:
-    """The seq of the oldest of the newest `count` points; the first one if there are fewer, None if none is
-    wanted."""
-    seq = None
+def _newest(sources: Sequence[SourceColumns], count: int, upto: int) -> list[int]:
+    """The newest `count` points up to a seq, fewer if there are not so many; in no order."""
+    found: list[int] = []
     for source in reversed(sources):
         for run in reversed(source.summary.runs):
-            if count <= 0:
-                return seq
-            ends = np.array([run.last_seq], np.uint64)
-            if count > 1 and run.first_seq < run.last_seq:
-                ends = ends[:0]
-                for seqs, _ in _batch_ends(source, run):
-                    ends = np.concatenate([ends, seqs])[-count:]
-            count -= len(ends)
-            seq = int(ends[0])
-    return seq
+            if len(found) >= count:
+                return found
+            if run.first_seq <= upto:
+                found += _newest_of(source, run, count - len(found), upto)
+    return found
+
+
+def _newest_of(source: SourceColumns, run: Run, count: int, upto: int) -> list[int]:
+    if run.last_seq <= upto and (count == 1 or run.first_seq == run.last_seq):
+        return [run.last_seq]
+    ends = np.empty(0, np.uint64)
+    for seqs, _ in _batch_ends(source, run):
+        ends = np.concatenate([ends, seqs[seqs <= np.uint64(upto)]])[-count:]
+    return [int(seq) for seq in ends]
 
 
 def _batch_ends(

@@ -65,12 +65,13 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class _Result:
-    """A merge that was uploaded: what it kept, what its sources offered, by which policy."""
+    """A merge that was uploaded: what it kept, what its sources offered, and what was asked for."""
 
     written: Written
     kept: Protection
     sources: Sources
     policy: Policy
+    rules: Rules
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -83,10 +84,12 @@ class _Result:
     def fits(self, standing: Standing, generation: str) -> bool:
         """Whether it may be named by a head that follows this one, and offers what is protected there."""
         spans = spans_of((each.summary.first_time, each.summary.runs) for each in self.sources.columns)
+        rules = standing.rules(generation)
         return (
             all(may_name(entry, standing.view) for entry in self.written.entries)
             and standing.policy == self.policy
-            and still_offered(standing.rules(generation).marked, spans, self.runs)
+            and (rules.newest == 1 or rules.branches <= self.rules.branches)
+            and still_offered(rules.marked, spans, self.runs)
         )
 
 
@@ -116,8 +119,8 @@ class SetRun:
         """What became of it; None: the head changed so that the result does not fit it any more."""
         standing, generation = self._standing, self._set.generation.id
         sources = self._merger.open(self._set.steps)
-        policy = standing.policy
-        kept = protect(sources.columns, standing.rules(generation), behind=self._set.behind)
+        policy, rules = standing.policy, standing.rules(generation)
+        kept = protect(sources.columns, rules, later=self._set.later)
         merge = sources.plan(
             horizon=kept.horizon,
             pins=kept.pins,
@@ -135,7 +138,7 @@ class SetRun:
         written = merge.write(
             generation=generation, made=made, on_begin=self._note_upload, on_end=self._drop_upload
         )
-        return self._commit(_Result(written=written, kept=kept, sources=sources, policy=policy))
+        return self._commit(_Result(written=written, kept=kept, sources=sources, policy=policy, rules=rules))
 
     def _gains(self, merge: Merge) -> bool:
         ends_early = self._set.last_seq < self._set.steps[-1].segment.last_seq

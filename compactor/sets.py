@@ -17,12 +17,12 @@ from compactor.windows import lost_range
 
 @dataclass(frozen=True, kw_only=True)
 class MergeSet:
-    """Neighbours on a generation's path, to become one segment of it. behind: how many of the generation's
-    points lie behind them, at least."""
+    """Neighbours on a generation's path, to become one segment of it. later: where the segments behind them
+    end: points of the generation."""
 
     generation: Generation
     steps: tuple[Step, ...]
-    behind: int
+    later: tuple[int, ...]
 
     @cached_property
     def segments(self) -> tuple[SegmentEntry, ...]:
@@ -93,7 +93,7 @@ def sets_around(chosen: MergeSet, damaged: str, strategy: Strategy) -> list[Merg
         else:
             pieces[-1] += unit
     return [
-        replace(smaller, behind=smaller.behind + chosen.behind)
+        replace(smaller, later=smaller.later + chosen.later)
         for piece in pieces
         for segments in strategy.partition([step.segment for step in piece])
         for smaller in [_set_of(chosen.generation, chosen.steps, segments)]
@@ -125,7 +125,7 @@ def _line_across(view: HeadView, end: Generation) -> MergeSet | None:
     units = _units(steps)
     if not all(_begins_whole(step) for step in steps) or not all(map(_has_all_parts, units)):
         return None
-    return MergeSet(generation=end, steps=tuple(steps), behind=0)
+    return MergeSet(generation=end, steps=tuple(steps), later=())
 
 
 def _leads_to(head: Head, owner: Generation, end: Generation) -> bool:
@@ -173,6 +173,10 @@ def _has_all_parts(unit: Sequence[Step]) -> bool:
 
 def _set_of(generation: Generation, path: Sequence[Step], segments: tuple[SegmentEntry, ...]) -> MergeSet:
     steps = tuple(step for step in path if segments[0].first_seq - 1 <= step.after < segments[-1].last_seq)
-    later = [step.segment for step in path if step.after >= segments[-1].last_seq]
-    ends = [s for s in later if s.stretch is None or s.stretch.part == s.stretch.parts]
-    return MergeSet(generation=generation, steps=steps, behind=len(ends))
+    behind = [step for step in path if step.after >= segments[-1].last_seq]
+    later = tuple(step.upto for step in behind if _ends_exactly(step.segment))
+    return MergeSet(generation=generation, steps=steps, later=later)
+
+
+def _ends_exactly(segment: SegmentEntry) -> bool:
+    return segment.stretch is None or segment.stretch.part == segment.stretch.parts

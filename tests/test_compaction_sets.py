@@ -40,7 +40,8 @@ def test_sets_are_those_of_the_strategy_on_each_generation(world: World) -> None
     assert spans(find_sets(world.view, All())) == [("1", 1, 60), ("2", 31, 50)]
     halves = [("1", 1, 28), ("1", 29, 44), ("1", 45, 52)]
     assert spans(find_sets(world.view, Halves())) == halves
-    assert [chosen.behind for chosen in find_sets(world.view, Halves())] == [8, 4, 2]
+    assert [len(chosen.later) for chosen in find_sets(world.view, Halves())] == [8, 4, 2]
+    assert find_sets(world.view, Halves())[2].later == (56, 60)
     assert find_sets(world.view, Levels(threshold=16)) == []
 
 
@@ -173,3 +174,12 @@ def test_what_was_let_go_of_within_a_segment_is_not_merged(tmp_path: Path) -> No
     assert bench.segments(G1)[-1].last_seq == 45
     assert bench.assert_exact(G1) == list(range(1, 46))
     assert bench.view.head.generations[G1].last_seq == 60
+
+
+def test_newest_points_of_a_line_lie_in_its_ancestors_too(tmp_path: Path) -> None:
+    bench = succession(tmp_path)
+    bench.set_policy(window_ms=0, last=4)
+    bench.compact("levels", threshold=2)
+    assert bench.assert_exact(G1) == [37, 38, 39, 40, 57, 58, 59, 60]
+    assert bench.assert_exact(G2) == [57, 58, 59, 60, 67, 68, 69, 70]
+    assert bench.assert_exact(G3) == [67, 68, 69, 70]

@@ -108,8 +108,15 @@ def test_times_mean_what_they_meant_before_the_merge(data: st.DataObject) -> Non
     since = data.draw(TIMES)
     boundaries = sorted(data.draw(st.sets(TIMES, max_size=3)))
     newest = data.draw(st.integers(1, 9))
-    rules = Rules(since_ms=since, boundaries=boundaries, newest=newest, marked=dict.fromkeys(marked, "a pin"))
-    kept = protect(sources, rules, behind=len(later))
+    branches = data.draw(st.sets(st.sampled_from(sorted(marked)), max_size=2)) if marked else set()
+    rules = Rules(
+        since_ms=since,
+        boundaries=boundaries,
+        newest=newest,
+        marked=dict.fromkeys(marked, "a pin"),
+        branches=frozenset(branches),
+    )
+    kept = protect(sources, rules, later=[s.summary.last_seq for s in later])
     plan = plan_merge(sources, horizon=kept.horizon, pins=kept.pins, from_start=False)
     before = [s.summary for s in row]
     after = [s.summary for s in row[:begin]] + [plan.summary] + [s.summary for s in later]
@@ -121,6 +128,8 @@ def test_times_mean_what_they_meant_before_the_merge(data: st.DataObject) -> Non
 
     # nothing is kept that nobody asked for
     wanted = {plan.summary.last_seq, *marked, *inside[max(0, len(inside) - max(0, newest - len(later))) :]}
+    for branch in branches:  # all of them lie in the sources
+        wanted |= set([seq for seq in inside if seq <= branch][-newest:])
     wanted |= {seq for seq in inside if log.time(seq) > since}
     wanted |= {seq for time in (since, *boundaries) if (seq := meant(log, before, time))}
     assert {seq for seq in offered if plan.summary.first_seq <= seq <= plan.summary.last_seq} == wanted & set(
@@ -168,8 +177,8 @@ def test_horizon_is_the_last_batch_end_before_the_window(since: int, horizon: in
 def test_boundary_whose_point_lies_behind_the_set_keeps_nothing() -> None:
     _, row = three()
     rules = Rules(since_ms=1000, boundaries=[65, 75])
-    assert protect(row[:2], rules, behind=1).points == {}
-    assert protect(row[:2], Rules(since_ms=1000, boundaries=[45]), behind=1).pins == (4,)
+    assert protect(row[:2], rules, later=[9]).points == {}
+    assert protect(row[:2], Rules(since_ms=1000, boundaries=[45]), later=[9]).pins == (4,)
 
 
 def test_what_is_kept_says_why() -> None:
@@ -184,9 +193,9 @@ def test_newest_points_behind_the_set_count() -> None:
     _, row = three()
     rules = Rules(since_ms=1000, newest=4)
     assert protect(row, rules).horizon == 6
-    assert protect(row[:2], rules, behind=1).horizon == 4
-    assert protect(row[:2], rules, behind=3).horizon == 6
-    assert protect(row[:2], rules, behind=9).horizon == 6
+    assert protect(row[:2], rules, later=[9]).horizon == 4
+    assert protect(row[:2], rules, later=[7, 8, 9]).horizon == 6
+    assert protect(row[:2], rules, later=range(7, 16)).horizon == 6
     assert protect(row, Rules(since_ms=1000, newest=100)).horizon == 1
 
 
@@ -226,9 +235,18 @@ def test_rules_of_a_head_name_its_pins_and_branch_points() -> None:
     rules = rules_of(head, "a" * 16, policy, DAY_0 + 9000)
     assert rules.marked == {3: "pin monday", 6: f"branch point of generation {'b' * 16}"}
     assert set(rules.marked) == marked_seqs(head, "a" * 16)
+    assert rules.branches == {6}
     assert (rules.since_ms, rules.newest, list(rules.boundaries)) == (
         DAY_0 + 8000,
         5,
         boundaries(policy, DAY_0),
     )
     assert rules_of(head, "b" * 16, Policy(), 0) == Rules(since_ms=None, boundaries=[])
+
+
+def test_newest_points_before_a_branch_that_lies_behind_count_those_between() -> None:
+    _, row = three()
+    rules = Rules(since_ms=1000, newest=4, marked={8: "branch point"}, branches=frozenset({8}))
+    kept = protect(row[:2], rules, later=[7, 8, 9])
+    assert (kept.pins, kept.horizon) == ((5,), 6)
+    assert protect(row, rules).pins == (5,)
