@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,19 @@ class Desk:
         backup.pin(self.url, "first", seq=2, meta=self.meta)
         backup.set_policy(self.url, window_ms=HOUR_MS, meta=self.meta)
         compactor.monitor(self.url, meta=self.meta)
+
+        self._objects, self._ms = dict(self.yard.shop.bucket.objects), yard.clock.ms
+        self._meta, self._directory = self.meta, self.directory
+
+    def again(self, folder: Path) -> None:
+        """All as it was when it was made, in copies."""
+        objects = self.yard.shop.bucket.objects
+        objects.clear()
+        objects.update(self._objects)
+        self.yard.shop.folder, self.yard.clock.ms = folder, self._ms
+        self.meta = self.yard.meta = folder / "meta.db"
+        shutil.copy(self._meta, self.meta)
+        self.directory = self._directory.twin()
 
     def write(self, number: int = 0) -> None:
         self.yard.clock.ms += HOUR_MS // 10
@@ -145,11 +159,17 @@ CASES: list[tuple[str, Act, Act, Budget]] = [
 ]
 
 
-@pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    yard = Yard(tmp_path)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    yard = Yard(tmp_path_factory.mktemp("desk"))
     with standing(yard.clock):
         yield Desk(yard)
+
+
+@pytest.fixture
+def desk(made: Desk, tmp_path: Path) -> Desk:
+    made.again(tmp_path)
+    return made
 
 
 @pytest.mark.parametrize(("before", "run", "budget"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
