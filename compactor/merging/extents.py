@@ -18,7 +18,7 @@ from compactor.merging.records import Blocks
 from ourdb.units import MIB
 
 READ_BYTES = 4 * MIB  # stored bytes of one request, or one larger block
-RAW_BYTES = 8 * MIB  # of the records that one request may bring to be decoded, or one larger block
+RAW_BYTES = 4 * MIB  # of the records that one request may bring to be decoded, or one larger block
 
 DEAD, WHOLE, MIXED = 0, 1, 2
 

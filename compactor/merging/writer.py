@@ -44,9 +44,9 @@ from ourdb.units import MIB
 if TYPE_CHECKING:
     from compactor.merging.sources import Sources
 
-TASK_BYTES = 4 * MIB  # stored bytes and raw bytes to be decoded of one task, or one larger extent
+TASK_BYTES = 2 * MIB  # stored bytes and raw bytes to be decoded of one task, or one larger extent
 TASK_EXTENTS = 1_000
-WAITING_BYTES, WAITING_TASKS = 32 * MIB, 16  # of the tasks that wait or run, or one larger
+WAITING_BYTES, WAITING_TASKS = 20 * MIB, 16  # of the tasks that wait or run, or one larger
 
 _local = threading.local()
 
@@ -57,7 +57,7 @@ class _Done:
 
     columns: Columns
     blocks: BlockTable
-    stored: Sequence[Buffer]
+    stored: Sequence[bytes | memoryview]
 
 
 class Body:
@@ -88,7 +88,7 @@ class Body:
                 else:
                     for some in done:
                         writer.add_copied(some.blocks, some.columns)
-                        self._ready += [bytes(piece) for piece in some.stored]
+                        self._ready += some.stored
                     del done
                 yield from self._drain()
             self.footer = writer.close_index()
@@ -157,7 +157,7 @@ def _tasks(extents: Iterable[Extent]) -> Iterator[tuple[Extent | list[Extent], i
     group: list[Extent] = []
     size = 0
     for extent in extents:
-        cost = 0 if extent.copied else extent.length + 2 * extent.decoded_raw
+        cost = 0 if extent.copied else extent.length + extent.decoded_raw
         if group and (extent.copied or size + cost > TASK_BYTES or len(group) == TASK_EXTENTS):
             yield group, size
             group, size = [], 0
@@ -177,7 +177,7 @@ class _Work:
         self._sources, self._selection = sources, selection
         self._done: list[_Done] = []
         self._whole: Fragment | None = None  # whole blocks, of several sources perhaps, ...
-        self._stored: list[Buffer] = []  # ... and their bytes
+        self._stored: list[bytes | memoryview] = []  # ... and their bytes
         self._mixed: list[tuple[Columns, bytes]] = []
 
     def add(self, extent: Extent) -> None:
@@ -246,7 +246,7 @@ class _Work:
     def _end_mixed(self) -> None:
         for columns, raw in gather_records(self._mixed):
             block = _compress(raw, len(columns))
-            self._done.append(_Done(columns, BlockTable.of([block]), [block.stored]))
+            self._done.append(_Done(columns, BlockTable.of([block]), [bytes(block.stored)]))
         self._mixed = []
 
 
