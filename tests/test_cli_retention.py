@@ -143,6 +143,24 @@ def test_prune_that_could_not_delete_everything_is_incomplete(
     assert ourdb("prune", url, "--grace", "0s").code == 3
 
 
+def test_prune_of_all_that_is_monitored_goes_on_where_one_fails(
+    notes: Path, url: str, tmp_path: Path
+) -> None:
+    assert "nothing is monitored" in ok("prune", "--all").text
+    other = f"file://{tmp_path}/other/diary"
+    ship(tmp_path / "diary", other)
+    orphan = leave_orphan(other)
+    ok("monitor", "add", url, other)
+    (tmp_path / "the store" / "notes" / "head").rename(tmp_path / "head")
+    ran = ourdb("prune", "--all", "--grace", "0s", "--json")
+    assert (ran.code, [one["deleted"] for one in ran.json["namespaces"]]) == (3, [[orphan]])
+    assert [one["name"].replace("%20", " ") for one in ran.json["error"]["failed"]] == [url]
+    (tmp_path / "head").rename(tmp_path / "the store" / "notes" / "head")
+    assert "other/diary" in ok("prune", "--all").text
+    for words in ((), (url, "--all"), ("--all", "--drop-generation", "1" * 16)):
+        assert ourdb("prune", *words).code == 2
+
+
 def test_a_dead_line_is_dropped_and_its_directory_told(notes: Path, url: str, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     ok("restore", url, copy)

@@ -33,7 +33,7 @@ COMMANDS = {
     "policy": ("retention", "Show or set what a store keeps."),
     "pin": ("retention", "Keep a point exact under a name."),
     "unpin": ("retention", "Let go of a pin."),
-    "prune": ("retention", "Let go of what nothing needs, delete what was let go of."),
+    "prune": ("prune", "Let go of what nothing needs, delete what was let go of."),
     "analyze": ("analyze", "Say what a store holds, and the shortest way to restore it."),
     "monitor": ("index", "Say which namespaces this machine monitors."),
     "meta": ("index", "Sync or rebuild the meta index, a cache of what stores hold."),
