@@ -13,15 +13,14 @@ from dataclasses import dataclass, field, replace
 
 from compactor import lists, offers
 from compactor.body import Json
-from compactor.entries import Gone, GoneList, ListRef, SegmentEntry, made_of
+from compactor.entries import SegmentEntry
 from compactor.generations import Forgotten, Generation, Pin
+from compactor.gone import fill_since, with_gone, without_absent
 from compactor.head import LINES_WORD, NOTHING_KNOWN, Head, Known, Needs, encode_head, refuse_to_write
-from compactor.lists import ListOwner, StoredList
+from compactor.lists import ListOwner, Shelf, StoredList
 from compactor.view import View, may_name
 from ourdb.errors import FencedError
-from ourdb.names import list_key
 
-GONE_INLINE_MAX = 200  # what a head keeps of `gone` itself; more goes into a list
 RandomU64 = Callable[[], int]
 
 
@@ -89,11 +88,11 @@ def follow(view: View | None, writer: Writer, change: Change, *, random: RandomU
     old = check_base(view, writer)
     head = _changed(old, writer, change, random)
     _check(view, head, change)
-    head, gone, emptied = _with_left(head, _fill_since(view), frozenset(change.left), view)
+    head, gone, emptied = without_absent(head, fill_since(view), frozenset(change.left), view)
     owner = ListOwner(head.uuid, head.namespace, old.revision if old else 0)
-    shelf = _Shelf(owner, dict(view.stored) if view else {}, random)
+    shelf = Shelf(owner, dict(view.stored) if view else {}, random)
     head, replaced = _with_segments(head, change, shelf)
-    head = _with_gone(head, gone, [*change.drop, *change.let_go, *replaced, *emptied], shelf)
+    head = with_gone(head, gone, [*change.drop, *change.let_go, *replaced, *emptied], shelf)
     named = {key: shelf.stored[key] for key in head.list_keys}
     return Draft(
         base=view,
@@ -224,63 +223,7 @@ def _check_unchanged_ends(old: Head | None, head: Head, change: Change) -> None:
             raise offers.refuse(f"generation {name} grows without a segment, at seq {was}", seq=was)
 
 
-def _fill_since(view: View | None) -> tuple[list[Gone], list[GoneList]]:
-    """What the head before had let go of when it was written is gone since then."""
-    if view is None:
-        return [], []
-    when, head = view.written_ms, view.head
-    return (
-        [gone if gone.since is not None else replace(gone, since=when) for gone in head.gone],
-        [ref if ref.since is not None else replace(ref, since=when) for ref in head.gone_lists],
-    )
-
-
-def _with_left(
-    head: Head, before: tuple[list[Gone], list[GoneList]], left: frozenset[str], view: View | None
-) -> tuple[Head, tuple[list[Gone], list[GoneList]], list[str]]:
-    """The head, and what it has let go of, without what was seen to be absent; and the lists that say nothing
-    else any more. A list leaves whole; what of it is absent stays named until all is."""
-    if not left or view is None:
-        return head, before, []
-    inline, refs = before
-    emptied = [ref for ref in refs if left.issuperset(view.stored[ref.key].keys)]
-    leaving = {gone.key for gone in inline} & left
-    leaving.update(key for ref in emptied for key in view.stored[ref.key].keys)
-    floor = max((made + 1 for key in leaving if (made := made_of(key)) is not None), default=0)
-    kept = [gone for gone in inline if gone.key not in left], [ref for ref in refs if ref not in emptied]
-    return replace(head, floor=max(head.floor, floor)), kept, [ref.key for ref in emptied]
-
-
-class _Shelf:
-    """The lists that are there, and those that are being written."""
-
-    def __init__(self, owner: ListOwner, stored: dict[str, StoredList], random: RandomU64) -> None:
-        self.stored = stored
-        self.new: set[str] = set()
-        self._owner = owner
-        self._random = random
-
-    def put_segments(self, entries: Sequence[SegmentEntry]) -> ListRef:
-        key = self._key()
-        data = lists.encode_segments(self._owner, key, entries)
-        self._store(key, data)
-        return lists.refer_segments(key, entries, data)
-
-    def put_gone(self, keys: Sequence[str], since: int | None) -> GoneList:
-        key = self._key()
-        data = lists.encode_gone(self._owner, key, keys)
-        self._store(key, data)
-        return lists.refer_gone(key, keys, since, data)
-
-    def _key(self) -> str:
-        return list_key(self._owner.made, self._random())
-
-    def _store(self, key: str, data: bytes) -> None:
-        self.stored[key] = StoredList(key, data, self._owner.uuid, self._owner.namespace)
-        self.new.add(key)
-
-
-def _with_segments(head: Head, change: Change, shelf: _Shelf) -> tuple[Head, list[str]]:
+def _with_segments(head: Head, change: Change, shelf: Shelf) -> tuple[Head, list[str]]:
     """The head with the live segments, and the lists that it does not name any more."""
     dropped = frozenset(change.drop)
     own = [entry for entry in (*head.added, *change.add) if entry.key not in dropped]
@@ -296,21 +239,3 @@ def _with_segments(head: Head, change: Change, shelf: _Shelf) -> tuple[Head, lis
     left = {ref.key for ref in refs}
     replaced = [ref.key for ref in head.lists if ref.key not in left]
     return replace(head, lists=tuple(refs), added=(), removed=()), replaced
-
-
-def _with_gone(
-    head: Head, before: tuple[list[Gone], list[GoneList]], keys: Iterable[str], shelf: _Shelf
-) -> Head:
-    """The head that also lets go of these keys. Long stretches go into lists: what this head lets go of
-    into one of its own, and older entries under the latest of their times, which only delays a delete."""
-    inline, refs = before
-    new = list(dict.fromkeys(keys))
-    if len(new) > GONE_INLINE_MAX:
-        refs = [*refs, *(shelf.put_gone(piece, None) for piece in lists.cut(new, lists.GONE_MAX))]
-        new = []
-    plain = [gone for gone in inline if not gone.extra]
-    if len(plain) + len(new) > GONE_INLINE_MAX and plain:
-        latest = max(gone.since or 0 for gone in plain)
-        refs = [*refs, shelf.put_gone([gone.key for gone in plain], latest)]
-        inline = [gone for gone in inline if gone.extra]
-    return replace(head, gone=(*inline, *(Gone(key) for key in new)), gone_lists=tuple(refs))

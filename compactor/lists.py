@@ -16,7 +16,7 @@ from typing import TypeVar
 from compactor import body
 from compactor.body import Malformed, Members
 from compactor.entries import GoneList, ListRef, SegmentEntry
-from ourdb.names import LISTS_PREFIX, ListKey, parse_key
+from ourdb.names import LISTS_PREFIX, ListKey, list_key, parse_key
 
 VERSION = 1
 SEGMENTS_MAX = 10_000
@@ -101,6 +101,35 @@ def refer_segments(key: str, entries: Sequence[SegmentEntry], data: bytes) -> Li
 def refer_gone(key: str, keys: Sequence[str], since: int | None, data: bytes) -> GoneList:
     """What the head says of a list of what was let go of."""
     return GoneList(key=key, since=since, objects=len(keys), bytes=len(data))
+
+
+class Shelf:
+    """The lists that are there, and those that are being written."""
+
+    def __init__(self, owner: ListOwner, stored: dict[str, StoredList], random: Callable[[], int]) -> None:
+        self.stored = stored
+        self.new: set[str] = set()
+        self._owner = owner
+        self._random = random
+
+    def put_segments(self, entries: Sequence[SegmentEntry]) -> ListRef:
+        key = self._key()
+        data = encode_segments(self._owner, key, entries)
+        self._store(key, data)
+        return refer_segments(key, entries, data)
+
+    def put_gone(self, keys: Sequence[str], since: int | None) -> GoneList:
+        key = self._key()
+        data = encode_gone(self._owner, key, keys)
+        self._store(key, data)
+        return refer_gone(key, keys, since, data)
+
+    def _key(self) -> str:
+        return list_key(self._owner.made, self._random())
+
+    def _store(self, key: str, data: bytes) -> None:
+        self.stored[key] = StoredList(key, data, self._owner.uuid, self._owner.namespace)
+        self.new.add(key)
 
 
 def needs_turning_over(added: int, removed: int) -> bool:

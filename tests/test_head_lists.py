@@ -62,7 +62,7 @@ def test_the_head_keeps_a_few_hundred_entries_and_then_writes_a_list(monkeypatch
 def test_what_one_backup_writes_does_not_grow_with_the_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "TURN_OVER", 20)
     monkeypatch.setattr(lists, "SEGMENTS_MAX", 200)
-    monkeypatch.setattr("compactor.follow.GONE_INLINE_MAX", 20)
+    monkeypatch.setattr("compactor.gone.GONE_INLINE_MAX", 20)
     site = Site()
     view, written = first_view(site), []
     for _ in range(1600):
@@ -152,7 +152,7 @@ def test_a_long_gone_goes_into_a_list_whose_since_stands_in_the_head() -> None:
 def test_old_gone_entries_move_into_a_list_under_the_latest_of_their_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("compactor.follow.GONE_INLINE_MAX", 3)
+    monkeypatch.setattr("compactor.gone.GONE_INLINE_MAX", 3)
     site = Site()
     view = first_view(site)
     keys = [entry_of(1, 1).key for _ in range(6)]
@@ -178,7 +178,7 @@ def test_lists_and_removals_always_give_the_live_segments(history: list[tuple[in
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lists, "TURN_OVER", 6)
         patch.setattr(lists, "SEGMENTS_MAX", 10)
-        patch.setattr("compactor.follow.GONE_INLINE_MAX", 5)
+        patch.setattr("compactor.gone.GONE_INLINE_MAX", 5)
         site = Site()
         view, live, gone = first_view(site), {}, set[str]()
         for count, merge in history:

@@ -69,8 +69,15 @@ def test_time_with_zone_is_converted() -> None:
 
 @pytest.mark.parametrize(
     ("span_ms", "text"),
-    [(0, "0s"), (1, "1ms"), (1500, "1500ms"), (90_000, "90s"), (5_400_000, "90m"), (7_200_000, "2h")]
-    + [(30 * 86_400_000, "30d")],
+    [
+        (0, "0s"),
+        (1, "1ms"),
+        (1500, "1500ms"),
+        (90_000, "90s"),
+        (5_400_000, "90m"),
+        (7_200_000, "2h"),
+        (30 * 86_400_000, "30d"),
+    ],
 )
 def test_span_is_printed_in_its_largest_unit_and_read_again(span_ms: int, text: str) -> None:
     assert format_span(span_ms) == text
