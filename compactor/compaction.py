@@ -110,13 +110,13 @@ class _Compaction:
         wish, requests = self._wish, self._session.store.requests
         sent = requests.counts()
         view = self._session.read()
-        drops = policy_for(view.head, wish.window_ms).drops
-        sets = find_sets(view, wish.strategy, drops=drops)
+        since_ms = self._window_start(view)
+        sets = find_sets(view, wish.strategy, since_ms=since_ms, spent=self._spent)
         before = newest_path(view)
         after = len(before)
         if sets:
             _check_folder(wish.out)
-            standing = self._stand(view, drops=drops)
+            standing = self._stand(view, drops=since_ms is not None)
             self._merge(standing, sets)
             if wish.publishes:
                 after = len(newest_path(standing.view))
@@ -134,6 +134,17 @@ class _Compaction:
             requests={kind: count - sent[kind] for kind, count in requests.counts().items()},
             notes=(*self._session.notes, *self._notes),
         )
+
+    def _window_start(self, view: View) -> int | None:
+        """Where the window begins as far as is known without a request; None: nothing may be dropped."""
+        window_ms = policy_for(view.head, self._wish.window_ms).window_ms
+        anchor = Anchor.of(view.head, local_ms=self._clock_ms(), store_ms=0)
+        return None if window_ms is None else anchor.time_ms - window_ms
+
+    @property
+    def _spent(self) -> frozenset[str]:
+        meta = self._session.namespace.meta
+        return meta.spent(self._session.identity) if meta else frozenset()
 
     def _stand(self, view: View, *, drops: bool) -> Standing:
         """What the sets have in common. Refuses, before anything is uploaded, what could not be committed."""

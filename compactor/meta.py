@@ -214,6 +214,21 @@ class MetaIndex:
         )
         return [NotedUpload(*row) for row in rows]
 
+    def note_spent(self, identity: str, url: str, key: str) -> None:
+        """Remembers that little of this segment could be dropped now that its time is over."""
+        self._file.write(
+            lambda: self._file.db.table("spent").upsert(
+                {"namespace": self._owner(identity, url), "key": key}, pk=("namespace", "key")
+            )
+        )
+
+    def spent(self, identity: str) -> frozenset[str]:
+        """The segments of which little could be dropped once their time was over."""
+        rows = self._file.read(
+            "select key from spent s join namespaces n on n.id = s.namespace where identity = ?", identity
+        )
+        return frozenset(row[0] for row in rows)
+
     def forget(self, identity: str) -> None:
         """Drops all that is known of a namespace, also that it once had a newer head."""
         self._file.write(lambda: self._forget(identity))

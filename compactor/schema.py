@@ -91,7 +91,18 @@ def _watch_and_note(db: Database) -> None:
         foreign_keys=OWNER,
     )
     db.table("segments").create_index(["namespace", "generation", "first_seq", "last_seq"])
+    db.table("spent").create({"namespace": int, "key": str}, pk=("namespace", "key"), foreign_keys=OWNER)
 
 
 MIGRATIONS: tuple[Callable[[Database], None], ...] = (_create_tables, _watch_and_note)
-TABLES = ("uploads", "monitored", "probes", "segments", "generations", "lists", "heads", "namespaces")
+TABLES = (
+    "spent",
+    "uploads",
+    "monitored",
+    "probes",
+    "segments",
+    "generations",
+    "lists",
+    "heads",
+    "namespaces",
+)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compactor.aged import SHARE_MAX
 from compactor.compact_report import Outcome, SetReport
 from compactor.generations import Generation
 from compactor.merging import Figures, Merge, Merger, Sources, Written
@@ -128,6 +129,7 @@ class SetRun:
             from_start=self._set.from_start,
         )
         if not self._gains(merge):
+            self._note_spent(kept)
             return self._report("nothing to gain", kept, merge.figures)
         if standing.dry_run:
             return self._report("planned", kept, merge.figures)
@@ -141,6 +143,8 @@ class SetRun:
         return self._commit(_Result(written=written, kept=kept, sources=sources, policy=policy, rules=rules))
 
     def _gains(self, merge: Merge) -> bool:
+        if self._set.aged:
+            return merge.figures.bytes_after <= SHARE_MAX * self._set.bytes
         ends_early = self._set.last_seq < self._set.steps[-1].segment.last_seq
         return merge.drops or ends_early or len(merge.outputs) < len(self._set.steps)
 
@@ -192,6 +196,17 @@ class SetRun:
         now = self._standing.view.head.generations.get(was.id)
         same = now is not None and (now.parent, now.kept_to) == (was.parent, was.kept_to)
         return same and live.issuperset(self._set.keys)
+
+    def _note_spent(self, kept: Protection) -> None:
+        """So that the next runs need not read its index again: the window will not come back to it."""
+        session, over = (
+            self._standing.session,
+            kept.horizon is not None and kept.horizon >= self._set.last_seq,
+        )
+        meta = session.namespace.meta
+        if meta and over and self._set.aged and not self._standing.dry_run:
+            for key in sorted(self._set.keys):
+                meta.note_spent(session.identity, session.url, key)
 
     def _note_upload(self, key: str, upload_id: str) -> None:
         session = self._standing.session

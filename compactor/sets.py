@@ -7,22 +7,24 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
+from compactor.aged import aged_units
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
 from compactor.head import Head
 from compactor.path import HeadView, Step, ancestry, open_lines, plan_path, route, segments_of
-from compactor.strategies import All, Strategy
+from compactor.strategies import All, Auto, Strategy
 from compactor.windows import lost_range
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeSet:
     """Neighbours on a generation's path, to become one segment of it. later: where the segments behind them
-    end: points of the generation."""
+    end: points of the generation. aged: no strategy asked for it, its time is over."""
 
     generation: Generation
     steps: tuple[Step, ...]
     later: tuple[int, ...]
+    aged: bool = False
 
     @cached_property
     def segments(self) -> tuple[SegmentEntry, ...]:
@@ -56,13 +58,23 @@ class MergeSet:
         return self.first_seq < self.generation.first_seq
 
 
-def find_sets(view: HeadView, strategy: Strategy, *, drops: bool = False) -> list[MergeSet]:
+def find_sets(
+    view: HeadView,
+    strategy: Strategy,
+    *,
+    since_ms: int | None = None,
+    spent: frozenset[str] = frozenset(),
+) -> list[MergeSet]:
     """What a strategy merges on the path to the end of each generation.
+
+    since_ms: where the window begins, None: nothing may be dropped. spent: keys of segments of which it is
+    known that little can be dropped.
 
     Segments that overlap others on the path stay as they are: where they join is known, and not what they
     hold there. `all` makes one set of an open line, across the points where it took over from what nobody
-    writes any more; and if something may be dropped, a segment that lies alone is a set, too. Raises
-    DamageError (`store_damaged`) that names a range to which no path leads.
+    writes any more; and if something may be dropped, a segment that lies alone is a set, too. `auto` leaves
+    alone what it has closed, until its time is over: then it is a set by itself (aged.py). Raises DamageError
+    (`store_damaged`) that names a range to which no path leads.
     """
     everything = isinstance(strategy, All)
     found = [
@@ -75,9 +87,13 @@ def find_sets(view: HeadView, strategy: Strategy, *, drops: bool = False) -> lis
         path = path_of(view, generation)
         for piece in _whole_pieces(path, generation):
             chosen = strategy.partition([step.segment for step in piece])
-            if everything and drops and not chosen:
+            if everything and since_ms is not None and not chosen:
                 chosen = [tuple(step.segment for step in piece)]
             found += [_set_of(generation, path, segments) for segments in chosen]
+            if isinstance(strategy, Auto) and since_ms is not None:
+                merged = {segment.key for segments in chosen for segment in segments}
+                old = aged_units(_units(piece), since_ms, without=merged | spent)
+                found += [replace(_set_of(generation, path, segments), aged=True) for segments in old]
     return found
 
 

@@ -71,14 +71,14 @@ def test_parts_of_a_stretch_go_together(world: World) -> None:
 def test_lonely_segment_is_a_set_only_for_all_and_only_if_something_may_go(world: World) -> None:
     world.line(G1, writes(9))
     world.publish()
-    assert find_sets(world.view, All()) == find_sets(world.view, Auto(), drops=True) == []
-    assert spans(find_sets(world.view, All(), drops=True)) == [("1", 1, 9)]
+    assert find_sets(world.view, All()) == find_sets(world.view, Auto(), since_ms=0) == []
+    assert spans(find_sets(world.view, All(), since_ms=0)) == [("1", 1, 9)]
 
 
 def test_namespace_without_records_has_no_sets(world: World) -> None:
     world.line(G1, Log())
     world.publish()
-    assert find_sets(world.view, All(), drops=True) == []
+    assert find_sets(world.view, All(), since_ms=0) == []
 
 
 # -- lines that took over
