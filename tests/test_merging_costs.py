@@ -74,6 +74,15 @@ def test_a_merge_of_large_segments_that_only_grew_fetches_indexes_only(large: Wo
     assert figures.requests == merge.figures.requests
 
 
+def test_progress_counts_what_is_fetched_and_what_is_copied(large: World) -> None:
+    told: list[int] = []
+    with merger_of(large, on_bytes=told.append) as merger:
+        merge = merger.open(steps_of(large.segments)).plan(horizon=None, pins=(), from_start=True)
+        assert sum(told) == merge.figures.index_bytes
+        figures = merge.write(generation=G1, made=1).figures
+    assert sum(told) == figures.index_bytes + figures.bytes_copied
+
+
 def test_each_store_copies_long_ranges_itself(store_url: str) -> None:
     """One that lives, and one of which the first half of each block is dead."""
     log = noise_log(4_400, 4_400)
