@@ -7,30 +7,22 @@ is none. Computed on one head and applied to none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from backup.lineage import oldest_first
+from backup.shape import Shape, cut_behind_marks
 from backup.target import Times
 from compactor.entries import SegmentEntry
-from compactor.generations import Forgotten, Generation
+from compactor.generations import Generation
 from compactor.head import Head
 from compactor.index_points import IndexPoints, Point
-from compactor.offers import marked_seqs
-from compactor.path import HeadView, ancestry, begin_time, line_of, open_lines, segments_of
+from compactor.path import HeadView, ancestry, begin_time, line_of, open_lines
 from compactor.policy import Anchor, Policy, boundaries
 from compactor.store import NoSuchKey
 from compactor.windows import reaches
 from ourdb.errors import DamageError, InvalidError
 from ourdb.units import format_time
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A head and its live segments, as they would be."""
-
-    head: Head
-    segments: Sequence[SegmentEntry]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +106,7 @@ class _Cutter:
         pins = sorted(pin.name for pin in head.pins if pin.generation == name)
         if pins:
             raise InvalidError(f"generation {name} has pins: {', '.join(pins)} (unpin them first)", pins=pins)
-        cut = self._cut(generation)
+        cut = cut_behind_marks(self._shape, generation, self._points)
         if cut is self._shape:
             return
         self._shape = cut
@@ -129,7 +121,7 @@ class _Cutter:
         if generation.open:
             self._reasons[generation.id] = False, self._why_open()
             return False
-        cut = self._cut(generation)
+        cut = cut_behind_marks(self._shape, generation, self._points)
         if cut is self._shape:
             self._reasons.setdefault(generation.id, (False, _marks(self._shape.head, generation)))
             return False
@@ -223,70 +215,6 @@ class _Cutter:
             if count >= enough:
                 return enough
         return count
-
-    # -- the head without it
-
-    def _cut(self, generation: Generation) -> Shape:
-        """The head without what lies behind the marked points of a generation."""
-        head, segments = self._shape.head, self._shape.segments
-        marked = marked_seqs(head, generation.id)
-        if not marked:
-            return Shape(
-                _without(head, generation, begin_time(self._shape, generation)),
-                [entry for entry in segments if entry.generation != generation.id],
-            )
-        kept_to = max(marked)
-        if not generation.open and kept_to == generation.end_seq:
-            return self._shape
-        own = segments_of(self._shape, generation.id)
-        whole = {
-            s.stretch.id for s in own if s.stretch and s.first_seq <= kept_to
-        }  # all of its parts or none
-        gone = {
-            entry.key
-            for entry in own
-            if entry.first_seq > kept_to and not (entry.stretch and entry.stretch.id in whole)
-        }
-        shorter = replace(generation, kept_to=kept_to, kept_until=self._time_behind(generation, kept_to))
-        return Shape(
-            replace(head, generations={**head.generations, generation.id: shorter}),
-            [entry for entry in segments if entry.key not in gone],
-        )
-
-    def _time_behind(self, generation: Generation, seq: int) -> int | None:
-        """The time of the record behind a point, None if nothing tells it."""
-        if seq == generation.last_seq:
-            return None
-        for entry in segments_of(self._shape, generation.id):
-            if entry.first_seq == seq + 1:
-                return entry.name.first_time
-            for run in entry.exact_runs:
-                if run.last_seq == seq and run.next_time is not None:
-                    return run.next_time
-        for reach in reaches(self._shape, generation):
-            if reach.first_seq <= seq < reach.last_seq:
-                try:
-                    behind = self._points.first(reach, seq_min=seq + 1)
-                except (NoSuchKey, DamageError):
-                    continue
-                if behind:
-                    return behind.time  # all records of a batch have one time
-        return generation.kept_until if seq == generation.kept_to else None
-
-
-def _without(head: Head, gone: Generation, begin: int | None) -> Head:
-    """The head without a generation; whom it took over from was taken over by its successor, or has none, and
-    still means no time from its begin on."""
-    generations = {}
-    for name, generation in head.generations.items():
-        if generation.successor == gone.id:
-            kept_to = generation.kept_to if gone.successor else generation.end_seq
-            until = min((t for t in (generation.kept_until, begin) if t is not None), default=None)
-            generation = replace(generation, successor=gone.successor, kept_to=kept_to, kept_until=until)
-        if name != gone.id:
-            generations[name] = generation
-    forgotten = (*head.forgotten, Forgotten(gone.id, gone.successor))
-    return replace(head, generations=generations, forgotten=forgotten)
 
 
 def _marks(head: Head, generation: Generation) -> str:
