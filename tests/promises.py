@@ -114,11 +114,13 @@ class Owner:
 
 @dataclass
 class Promises:
-    """generations: by id. released: what may be gone. Nobody else's point is ever asked for."""
+    """generations: by id. released: what may be gone; what else was shipped is asked for. dead: generations
+    that somebody dropped."""
 
     generations: dict[str, Owner] = field(default_factory=dict)
     pins: dict[str, Point] = field(default_factory=dict)
     released: set[Point] = field(default_factory=set)
+    dead: set[str] = field(default_factory=set)
     policy: Policy = Policy()  # noqa: RUF009
 
     def shipped(self, generation: str, history: History, last: int, parent: Point | None) -> None:
@@ -185,19 +187,25 @@ class Promises:
         start = anchor_ms - self.policy.window_ms
         times = [start, *period_ends(self.policy, anchor_ms)]
         for owner in self.generations.values():
-            taker = self.generations.get(owner.successor or "")
-            if taker is None or not taker.last:
+            if owner.successor is None:
                 continue
+            until = self._until(owner)
             top = max(self.marked(owner.id, children), default=0)
             behind = [seq for seq in owner.ends if seq > top]
-            asked = self._at_times(
-                owner, [min(time, taker.first_time - 1) for time in times if time < taker.first_time]
-            )
+            asked = self._at_times(owner, [time for time in times if time < until])
             if not any(owner.history.time(seq) > start or seq in asked for seq in behind):
                 self.released.update(Point(owner.id, seq) for seq in behind)
 
+    def _until(self, owner: Owner) -> int:
+        """Times before this mean points of a line that another took over."""
+        taker = self.generations.get(owner.successor or "")
+        while taker and taker.id in self.dead:
+            taker = self.generations.get(taker.successor or "")
+        return taker.first_time if taker else owner.history.time(owner.last) + 1
+
     def dropped(self, generation: str, children: Sequence[Point]) -> None:
         """A dead line was let go, up to its marks."""
+        self.dead.add(generation)
         top = max(self.marked(generation, children), default=0)
         owner = self.generations[generation]
         self.released.update(Point(generation, seq) for seq in owner.ends if seq > top)

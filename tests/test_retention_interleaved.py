@@ -338,10 +338,10 @@ class World:
                 window_ms = promises.policy.window_ms
                 promises.compacted(anchor, window_ms, all_points(old, promises), children)
             cut = [name for name, was in old.head.generations.items() if kept_to(new, name) != was.kept_to]
-            if cut:
-                promises.pruned(anchor, children)
             for name in self.dead & set(cut):
                 promises.dropped(name, children)
+            if cut:
+                promises.pruned(anchor, children)
         self.learn_pins(new)
         points = all_points(new, promises)
         for point in promises.kept():
