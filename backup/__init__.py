@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from backup.analyze import AnalysisReport, analyze
     from backup.every import backup_every
     from backup.options import BackupOptions
-    from backup.pins import PinReport, pin, unpin
     from backup.points import PointsReport, points
-    from backup.prune import prune
-    from backup.prune_report import PruneReport
-    from backup.remote import RemoteOptions, open_remote
-    from backup.remote_database import RemoteDatabase
+    from backup.reading.database import RemoteDatabase
+    from backup.reading.remote import RemoteOptions, open_remote
     from backup.report import BackupReport, SegmentReport
-    from backup.restore import RestoreOptions, RestoreReport, restore
-    from backup.retention import PolicyChanges, PolicyReport, policy, set_policy
+    from backup.restoring.restore import RestoreOptions, RestoreReport, restore
+    from backup.retention.pins import PinReport, pin, unpin
+    from backup.retention.policy import PolicyChanges, PolicyReport, policy, set_policy
+    from backup.retention.prune import prune
+    from backup.retention.report import PruneReport
     from backup.run import backup
     from backup.segments import SegmentsReport, segments
     from backup.verify import VerifyReport, verify
@@ -62,30 +62,30 @@ _HOMES = {
     "AnalysisReport": "analyze",
     "BackupOptions": "options",
     "BackupReport": "report",
-    "PinReport": "pins",
+    "PinReport": "retention.pins",
     "PointsReport": "points",
-    "PolicyChanges": "retention",
-    "PolicyReport": "retention",
-    "PruneReport": "prune_report",
-    "RemoteDatabase": "remote_database",
-    "RemoteOptions": "remote",
-    "RestoreOptions": "restore",
-    "RestoreReport": "restore",
+    "PolicyChanges": "retention.policy",
+    "PolicyReport": "retention.policy",
+    "PruneReport": "retention.report",
+    "RemoteDatabase": "reading.database",
+    "RemoteOptions": "reading.remote",
+    "RestoreOptions": "restoring.restore",
+    "RestoreReport": "restoring.restore",
     "SegmentReport": "report",
     "SegmentsReport": "segments",
     "VerifyReport": "verify",
     "analyze": "analyze",
     "backup": "run",
     "backup_every": "every",
-    "open_remote": "remote",
-    "pin": "pins",
+    "open_remote": "reading.remote",
+    "pin": "retention.pins",
     "points": "points",
-    "policy": "retention",
-    "prune": "prune",
-    "restore": "restore",
+    "policy": "retention.policy",
+    "prune": "retention.prune",
+    "restore": "restoring.restore",
     "segments": "segments",
-    "set_policy": "retention",
-    "unpin": "pins",
+    "set_policy": "retention.policy",
+    "unpin": "retention.pins",
     "verify": "verify",
 }
 
@@ -100,7 +100,7 @@ def __getattr__(name: str) -> Any:
 
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
-        """Importing the module `backup.restore` would put it in the place of the function `restore`."""
+        """Importing the module `backup.points` would put it in the place of the function `points`."""
         if isinstance(value, ModuleType) and name in _HOMES:
             value = getattr(value, name)
         super().__setattr__(name, value)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from backup.lineage import owners_of
-from backup.planner import Plan, Planner
 from backup.report import SegmentReport
-from backup.target import Wanted
+from backup.restoring.planner import Plan, Planner
+from backup.restoring.target import Wanted
 from compactor.analysis import Analysis, Holding, analyze_line
 from compactor.fetch import SegmentFetcher
 from compactor.session import Session, open_session

@@ -30,7 +30,7 @@ from backup.refusal import refusal
 from backup.report import BackupReport, SegmentReport
 from backup.shipment import Shipment
 from compactor.head import NOTHING_KNOWN, Known, Parent
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.namespace import Namespace
 from compactor.publish import Patience
 from compactor.store import open_store

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from backup.download import IN_FLIGHT_BYTES_MAX
 from backup.gauge import Meter
 from backup.options import Progress
+from backup.restoring.download import IN_FLIGHT_BYTES_MAX
 from compactor.entries import SegmentEntry
 from compactor.fetch import SegmentFetcher
 from compactor.generations import Generation

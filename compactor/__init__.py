@@ -20,7 +20,8 @@ from compactor.inventory import (
     list_all_segments,
     segment_info,
 )
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
+from compactor.meta.watchlist import Watched
 from compactor.monitor import (
     SyncAllReport,
     SyncReport,
@@ -35,12 +36,11 @@ from compactor.namespace import Namespace
 from compactor.publish import Patience
 from compactor.store import open_store
 from compactor.view import View, may_name
-from compactor.watchlist import Watched
 
 if TYPE_CHECKING:
-    from compactor.compact_options import CompactOptions
-    from compactor.compact_report import CompactReport, SetReport
-    from compactor.compaction import compact
+    from compactor.compaction.options import CompactOptions
+    from compactor.compaction.report import CompactReport, SetReport
+    from compactor.compaction.run import compact
 
 __all__ = [
     "Change",
@@ -81,10 +81,10 @@ __all__ = [
 ]
 
 _LATE = {
-    "CompactOptions": "compact_options",
-    "CompactReport": "compact_report",
-    "SetReport": "compact_report",
-    "compact": "compaction",
+    "CompactOptions": "compaction.options",
+    "CompactReport": "compaction.report",
+    "SetReport": "compaction.report",
+    "compact": "compaction.run",
 }
 
 

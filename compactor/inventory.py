@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from compactor.entries import SegmentEntry
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.monitor import MetaPath, lasting_index, not_monitored
 from compactor.url import StoreUrl, parse_url
 from compactor.view import View

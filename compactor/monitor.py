@@ -12,12 +12,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
+from compactor.meta.watchlist import Watched
 from compactor.namespace import Namespace
 from compactor.store import Store, StoreOptions, open_store
 from compactor.url import StoreUrl, parse_url
 from compactor.view import View
-from compactor.watchlist import Watched
 from ourdb.errors import Error, NotFoundError, StorageError
 from ourdb.units import format_time, maybe_time, now_ms
 

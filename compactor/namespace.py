@@ -15,7 +15,7 @@ from compactor.follow import check_database
 from compactor.head import NOTHING_KNOWN, Known, decode_head
 from compactor.host import Host
 from compactor.lists import StoredList
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.store.base import NoSuchKey, Reply, Store
 from compactor.store.probe import probe
 from compactor.view import View

@@ -19,7 +19,7 @@ from backup.notebook import Notebook
 from backup.options import BackupOptions
 from backup.report import BackupReport
 from backup.run import BackupRun
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.namespace import Namespace
 from compactor.path import owner_of, route
 from compactor.store import StoreOptions

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from backup.common import open_segment
-from backup.target import Wanted, find_target
-from compactor.compact_options import CompactOptions
-from compactor.compact_report import CompactReport
-from compactor.compaction import compact_session
+from backup.restoring.target import Wanted, find_target
+from compactor.compaction.options import CompactOptions
+from compactor.compaction.report import CompactReport
+from compactor.compaction.run import compact_session
 from compactor.entries import SegmentEntry
 from compactor.fetch import SegmentFetcher
 from compactor.follow import Change, Writer, follow
 from compactor.generations import Pin
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.namespace import Namespace
 from compactor.offers import offered
 from compactor.path import route, segments_of

@@ -11,7 +11,7 @@ from typing import Any
 from unittest import mock
 
 import ourdb
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.namespace import Namespace
 from compactor.policy import Anchor
 from compactor.session import Session

@@ -11,7 +11,7 @@ from compactor.entries import SegmentEntry
 from compactor.follow import Change, Writer, follow
 from compactor.generations import Generation, Parent
 from compactor.host import Host
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.namespace import Namespace
 from compactor.publish import publish
 from compactor.store.base import Store

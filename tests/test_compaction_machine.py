@@ -26,11 +26,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 import backup
 import ourdb
-from backup.pins import pin_session, unpin_session
-from backup.prune import prune_session
-from backup.retention import set_policy_session
-from backup.target import Wanted
-from compactor.compaction import compact_session
+from backup.restoring.target import Wanted
+from backup.retention.pins import pin_session, unpin_session
+from backup.retention.policy import set_policy_session
+from backup.retention.prune import prune_session
+from compactor.compaction.run import compact_session
 from compactor.entries import SegmentEntry
 from compactor.follow import Change, Writer, follow
 from compactor.merging import Merger

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from compactor.compact_options import CompactOptions
+from compactor.compaction.options import CompactOptions
 from compactor.generations import Parent
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.store import StoreOptions, open_store
 from compactor.store.base import NoAnswer
 from ourdb.errors import DamageError, InvalidError, TemporaryError

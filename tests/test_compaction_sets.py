@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from compactor.sets import MergeSet, find_sets
+from compactor.compaction.sets import MergeSet, find_sets
 from compactor.strategies import All, Auto, Levels
 from compactor.strategies import Log as Halves
 from ourdb.segment.summary import Stretch

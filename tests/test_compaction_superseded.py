@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compactor.compaction.protect import Protection, Rules
+from compactor.compaction.sets import find_sets
+from compactor.compaction.superseded import find_superseded
 from compactor.policy import Policy, boundaries
-from compactor.protect import Protection, Rules
-from compactor.sets import find_sets
 from compactor.strategies import All
-from compactor.superseded import find_superseded
 from tests.compacting import G1, Bench
 from tests.worlds import HOUR, writes
 

@@ -12,7 +12,7 @@ import pytest
 
 import backup
 import ourdb
-from compactor.compaction import compact
+from compactor.compaction.run import compact
 from ourdb.errors import UnreachableError
 
 ROUNDS = 6

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from compactor import lists, metarows
+from compactor import lists
 from compactor.follow import Change, follow
 from compactor.head import NOTHING_KNOWN, Known, encode_head
 from compactor.lists import StoredList
-from compactor.meta import MetaIndex, NotedUpload, default_path
-from compactor.metafile import MetaFile
+from compactor.meta import tables
+from compactor.meta.file import MetaFile
+from compactor.meta.index import MetaIndex, NotedUpload, default_path
+from compactor.meta.schema import MIGRATIONS
 from compactor.publish import publish
-from compactor.schema import MIGRATIONS
 from compactor.view import View
 from ourdb.errors import InvalidError, UnknownFormatError
 from tests.lines import GEN, Site, entry_of
@@ -94,8 +95,8 @@ def test_a_commit_writes_only_the_rows_that_differ(site: Site, monkeypatch: pyte
     for _ in range(30):
         site.ship(1)
     written: list[str] = []
-    row = metarows._segment_row
-    monkeypatch.setattr(metarows, "_segment_row", lambda owner, e: written.append(e.key) or row(owner, e))
+    row = tables._segment_row
+    monkeypatch.setattr(tables, "_segment_row", lambda owner, e: written.append(e.key) or row(owner, e))
     opened: list[str] = []
     unpack = StoredList._open
     monkeypatch.setattr(StoredList, "_open", lambda self, kind: opened.append(kind) or unpack(self, kind))
@@ -289,7 +290,7 @@ def test_the_database_of_another_program_is_refused_and_unchanged(path: Path) ->
 def test_an_older_index_is_brought_up_to_date_and_keeps_its_rows(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compactor.metafile.MIGRATIONS", MIGRATIONS[:1])
+    monkeypatch.setattr("compactor.meta.file.MIGRATIONS", MIGRATIONS[:1])
     with MetaIndex.open(path) as meta:
         meta.learn("x", "url", Known(5, "1" * 16))
         meta.remember_probe("y", "url", True, "")
@@ -312,7 +313,7 @@ def test_a_write_that_fails_in_the_middle_leaves_nothing(site: Site, monkeypatch
         raise RuntimeError("in the middle")
 
     site.namespace._view = None
-    monkeypatch.setattr(metarows, "_update_lists", fail)
+    monkeypatch.setattr(tables, "_update_lists", fail)
     with pytest.raises(RuntimeError):
         site.ship(1)
     monkeypatch.undo()
@@ -335,7 +336,7 @@ def test_the_place_of_the_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 WRITER = """
 import sys
 from compactor.head import Known
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.store import open_store
 from tests.lines import Site
 path, name = sys.argv[1:]

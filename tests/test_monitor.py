@@ -15,7 +15,7 @@ import compactor
 from compactor import lists
 from compactor.follow import follow
 from compactor.head import decode_head, encode_head
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.publish import publish
 from compactor.store import open_store
 from compactor.view import View

@@ -11,7 +11,7 @@ import pytest
 from compactor import lists
 from compactor.follow import Change, follow
 from compactor.head import NOTHING_KNOWN, Known, decode_head, encode_head
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.namespace import Namespace
 from compactor.publish import publish
 from compactor.store.base import Reply

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from backup.pins import check_name, pin_session, unpin_session
-from backup.retention import policy_session, set_policy_session
-from backup.target import Wanted
+from backup.restoring.target import Wanted
+from backup.retention.pins import check_name, pin_session, unpin_session
+from backup.retention.policy import policy_session, set_policy_session
 from compactor.head import Head, Known, decode_head, encode_head
 from compactor.host import Host
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.policy import Policy
 from compactor.publish import Patience
 from compactor.session import Session

@@ -159,7 +159,7 @@ def test_unknown_namespaces_and_generations_are_not_found():
 
 class TestBehind:
     def database(self, world: World, folder: object, more: int) -> str:
-        from backup.restore import restore
+        from backup.restoring.restore import restore
 
         restore(world.url, f"{folder}/db")
         with ourdb.open(f"{folder}/db") as db:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compactor.compaction.protect import Protection, Rules, Span, protect, rules_of, spans_of, still_offered
 from compactor.generations import Pin
 from compactor.offers import marked_seqs
 from compactor.policy import Policy, boundaries
-from compactor.protect import Protection, Rules, Span, protect, rules_of, spans_of, still_offered
 from ourdb.errors import DamageError
 from ourdb.merge import MergePlan, SourceColumns, plan_merge
 from ourdb.record import BATCH_GOES_ON, gather_headers

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from backup.prune import CLOCK_MS, prune_session
-from backup.prune_report import PruneReport
-from compactor.compaction import compact_session
+from backup.retention.prune import CLOCK_MS, prune_session
+from backup.retention.report import PruneReport
+from compactor.compaction.run import compact_session
 from compactor.fetch import SegmentFetcher
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.path import route
 from compactor.policy import DAY_MS
 from compactor.publish import may_name

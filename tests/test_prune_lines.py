@@ -11,16 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import backup
-from backup.cuts import Cuts, plan_cuts
-from backup.prune import prune_session
-from backup.prune_report import PruneReport
-from backup.target import Times, Wanted, find_target
+from backup.restoring.target import Times, Wanted, find_target
+from backup.retention.cuts import Cuts, plan_cuts
+from backup.retention.prune import prune_session
+from backup.retention.report import PruneReport
 from backup.verify import verify
 from compactor.fetch import SegmentFetcher
 from compactor.generations import Began, Generation, Pin
 from compactor.head import Head
 from compactor.index_points import IndexPoints
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.path import began_with, open_lines, route
 from compactor.policy import DAY_MS, Anchor, Policy, boundaries
 from compactor.publish import Patience

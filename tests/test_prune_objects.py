@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from backup.prune import CLOCK_MS, prune_session
-from backup.prune_report import PruneReport
+from backup.retention.prune import CLOCK_MS, prune_session
+from backup.retention.report import PruneReport
 from compactor import lists
 from compactor.entries import SegmentEntry, made_of
 from compactor.follow import Change, follow
 from compactor.head import Head, Needs, decode_head, encode_head
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.policy import DAY_MS, HOUR_MS
 from compactor.publish import Patience, publish
 from compactor.session import Session

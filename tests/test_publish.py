@@ -12,7 +12,7 @@ import pytest
 from compactor import lists
 from compactor.follow import Change, Draft, follow
 from compactor.head import decode_head
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.namespace import Namespace
 from compactor.publish import FRESH_SECONDS, REFUSALS, Patience, publish
 from compactor.store import open_store

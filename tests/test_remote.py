@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ourdb
-from backup import index_cache, open_remote, restore
-from backup.index_cache import IndexCache
-from backup.remote import RemoteOptions
-from backup.remote_database import RemoteDatabase
-from backup.target import Wanted
+from backup import open_remote, restore
+from backup.reading import index_cache
+from backup.reading.database import RemoteDatabase
+from backup.reading.index_cache import IndexCache
+from backup.reading.remote import RemoteOptions
+from backup.restoring.target import Wanted
 from compactor import fetch
-from compactor.meta import MetaIndex
+from compactor.meta.index import MetaIndex
 from compactor.session import Session
 from ourdb.errors import (
     DamageError,

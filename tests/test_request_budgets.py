@@ -11,8 +11,8 @@ import pytest
 
 import backup
 import compactor
-from backup.prune import prune_session
-from compactor.compaction import compact_session
+from backup.retention.prune import prune_session
+from compactor.compaction.run import compact_session
 from compactor.policy import DAY_MS, HOUR_MS
 from tests.keeping import Directory, Yard, standing
 from tests.lines import entry_of

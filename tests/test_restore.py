@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ourdb
-from backup.restore import RestoreOptions, RestoreReport, restore
+from backup.restoring.restore import RestoreOptions, RestoreReport, restore
 from compactor.head import Known
 from compactor.path import route
 from compactor.store import StoreOptions

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ourdb
-from backup.remote import open_remote
-from backup.restore import restore
+from backup.reading.remote import open_remote
+from backup.restoring.restore import restore
 from compactor.generations import Pin
 from compactor.path import owner_of, route
 from ourdb.errors import UnreachableError

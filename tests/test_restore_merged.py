@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ourdb
-from backup import local_files
 from backup.points import points
-from backup.restore import restore
+from backup.restoring import local_files
+from backup.restoring.restore import restore
 from compactor.fetch import SegmentFetcher
 from compactor.path import route
 from ourdb.config import Config

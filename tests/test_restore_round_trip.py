@@ -13,7 +13,7 @@ import pytest
 import ourdb
 from backup import backup
 from backup.points import points
-from backup.restore import restore
+from backup.restoring.restore import restore
 from backup.verify import verify
 from ourdb.errors import FencedError
 
@@ -123,7 +123,7 @@ def test_a_condensed_database_restores_what_it_still_has(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from backup.restore import restore
+from backup.restoring.restore import restore
 from ourdb import build
 
 def die(self, *args, **kwargs):

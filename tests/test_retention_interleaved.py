@@ -24,12 +24,12 @@ from unittest import mock
 import pytest
 
 import backup
-from backup.pins import pin_session, unpin_session
-from backup.prune import prune_session
-from backup.retention import set_policy_session
-from backup.target import Wanted
-from compactor.compact_options import CompactOptions
-from compactor.compaction import compact_session
+from backup.restoring.target import Wanted
+from backup.retention.pins import pin_session, unpin_session
+from backup.retention.policy import set_policy_session
+from backup.retention.prune import prune_session
+from compactor.compaction.options import CompactOptions
+from compactor.compaction.run import compact_session
 from compactor.policy import DAY_MS, HOUR_MS, Policy
 from compactor.store.base import Store
 from compactor.view import View

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backup.target import Wanted, find_target
+from backup.restoring.target import Wanted, find_target
 from compactor.fetch import SegmentFetcher
 from compactor.generations import Began, Forgotten
 from compactor.index_points import Point

@@ -15,7 +15,7 @@ from backup.cli.output import count, note, print_json, print_text
 from backup.cli.progress import work_bar
 
 if TYPE_CHECKING:
-    from compactor.compact_report import CompactReport, SetReport
+    from compactor.compaction.report import CompactReport, SetReport
     from ourdb.errors import Error
 
 STRATEGIES = ("auto", "levels", "log", "all")

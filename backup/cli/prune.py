@@ -13,7 +13,7 @@ from backup.cli.failure import report
 from backup.cli.output import count, note, print_json, print_table, print_text
 
 if TYPE_CHECKING:
-    from backup.prune_report import PruneReport
+    from backup.retention.report import PruneReport
     from ourdb.errors import Error
 
 

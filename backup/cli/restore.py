@@ -22,7 +22,7 @@ from backup.cli.command import (
 from backup.cli.output import count, note, print_json, print_table, print_text
 
 if TYPE_CHECKING:
-    from backup.restore import RestoreReport
+    from backup.restoring.restore import RestoreReport
 
 
 @command(

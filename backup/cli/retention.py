@@ -21,7 +21,7 @@ from backup.cli.command import (
 from backup.cli.output import note, print_json, print_table, print_text
 
 if TYPE_CHECKING:
-    from backup.retention import PolicyReport
+    from backup.retention.policy import PolicyReport
 
 _RULES = ("hourly", "daily", "weekly", "monthly", "yearly", "last")
 _FOREVER = "none"

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from sqlite_utils import Database
 
-from compactor.schema import MIGRATIONS
+from compactor.meta.schema import MIGRATIONS
 from ourdb.errors import InvalidError, UnknownFormatError
 
 Result = TypeVar("Result")

@@ -1,7 +1,7 @@
 """Restore: a point is found, a path planned, the database built beside its destination, verified, renamed.
 
 What is missing or damaged in the store is gone around, if another path leads to the point, and the report
-says so (backup/planner.py).
+says so (backup/restoring/planner.py).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backup.destination import Build, Destination
-from backup.download import FileCopier
 from backup.gauge import Meter
-from backup.layout import Layout
-from backup.local_files import FilePlan
 from backup.options import Progress
 from backup.plan import line_end
-from backup.planner import Plan, Planner
 from backup.report import SegmentReport
-from backup.target import Wanted
+from backup.restoring.destination import Build, Destination
+from backup.restoring.download import FileCopier
+from backup.restoring.layout import Layout
+from backup.restoring.local_files import FilePlan
+from backup.restoring.planner import Plan, Planner
+from backup.restoring.target import Wanted
 from compactor.fetch import SegmentFetcher, estimate_requests
 from compactor.head import NOTHING_KNOWN
 from compactor.session import Session, open_session

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from backup.index_cache import CACHE_BYTES_MAX, IndexCache
-from backup.remote_database import RemoteDatabase
-from backup.target import Wanted
+from backup.reading.database import RemoteDatabase
+from backup.reading.index_cache import CACHE_BYTES_MAX, IndexCache
+from backup.restoring.target import Wanted
 from compactor.session import Session, open_session
 from compactor.store import StoreOptions
 from ourdb.errors import InvalidError

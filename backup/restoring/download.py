@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from backup.layout import located
-from backup.local_files import FilePlan, Slice
+from backup.restoring.layout import located
+from backup.restoring.local_files import FilePlan, Slice
 from compactor.fetch import STORED_BYTES_MAX
 from compactor.path import Step
 from compactor.spool import IndexSpool

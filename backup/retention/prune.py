@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from backup.commit import WAIT_SECONDS, writer_of
-from backup.cuts import Cuts, plan_cuts
-from backup.prune_report import PointVerdict, PruneReport, point_verdicts
-from backup.sweep import ObjectVerdict, UploadVerdict, Waiting, judge_objects, judge_uploads
+from backup.retention.cuts import Cuts, plan_cuts
+from backup.retention.report import PointVerdict, PruneReport, point_verdicts
+from backup.retention.sweep import ObjectVerdict, UploadVerdict, Waiting, judge_objects, judge_uploads
 from compactor.fetch import SegmentFetcher
 from compactor.follow import check_base
 from compactor.index_points import IndexPoints

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from backup.indexes import FINDING, Asked, Indexes, ahead
-from backup.layout import located
+from backup.reading.indexes import FINDING, Asked, Indexes, ahead
+from backup.restoring.layout import located
 from compactor.path import Step
 from ourdb.record import TOMBSTONE
 from ourdb.segment.page import Page

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from backup.target import Wanted, find_target
+from backup.restoring.target import Wanted, find_target
 from compactor.entries import SegmentEntry
 from compactor.fetch import SegmentFetcher
 from compactor.generations import Generation

@@ -12,13 +12,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from compactor.compaction.protect import FOREVER, Protection, Rules
+from compactor.compaction.sets import MergeSet
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
 from compactor.head import Head
 from compactor.offers import Ranges, offered
 from compactor.path import HeadView, segments_of
-from compactor.protect import FOREVER, Protection, Rules
-from compactor.sets import MergeSet
 from compactor.windows import reaches
 
 

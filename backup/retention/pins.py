@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from backup.commit import commit
-from backup.planner import Planner
-from backup.target import Wanted
+from backup.restoring.planner import Planner
+from backup.restoring.target import Wanted
 from compactor.fetch import SegmentFetcher
 from compactor.head import Head, Pin
 from compactor.index_points import Point

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from backup.cuts import Cuts
-from backup.sweep import ObjectVerdict, UploadVerdict
+from backup.retention.cuts import Cuts
+from backup.retention.sweep import ObjectVerdict, UploadVerdict
 from compactor.head import Head
 from compactor.offers import marked_seqs
 from compactor.path import HeadView

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from compactor import metarows
-from compactor.metafile import MetaFile
+from compactor.meta import tables
+from compactor.meta.file import MetaFile
 
 _WATCHED = """
     select n.identity, m.url, n.uuid, m.since_ms, m.synced_ms,
@@ -53,7 +53,7 @@ class Watchlist:
         )
 
         def put() -> None:
-            owner = metarows.owner_of(self._file.db, identity, url)
+            owner = tables.owner_of(self._file.db, identity, url)
             self._file.db.execute(sql, [owner, url, now_ms, now_ms])
 
         self._file.write(put)

@@ -9,7 +9,7 @@ from itertools import groupby
 
 import numpy as np
 
-from backup.local_files import FileCutter, FilePlan, Piece, Slice, StepStart
+from backup.restoring.local_files import FileCutter, FilePlan, Piece, Slice, StepStart
 from compactor import fetch
 from compactor.path import Step
 from ourdb.errors import DamageError

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 from crc32c import crc32c
 
-from compactor import metarows
 from compactor.head import NOTHING_KNOWN, Head, Known, decode_head
 from compactor.lists import StoredList
-from compactor.metafile import MetaFile
-from compactor.schema import TABLES
+from compactor.meta import tables
+from compactor.meta.file import MetaFile
+from compactor.meta.schema import TABLES
+from compactor.meta.watchlist import Watchlist
 from compactor.view import View
-from compactor.watchlist import Watchlist
 from ourdb.errors import DamageError
 
 
@@ -108,7 +108,7 @@ class MetaIndex:
     def learn(self, identity: str, url: str, known: Known) -> None:
         """Remembers that this head was acknowledged, unless a newer one is known."""
         if known > self.known(identity):
-            self._file.write(lambda: metarows.raise_known(self._file.db, self._owner(identity, url), known))
+            self._file.write(lambda: tables.raise_known(self._file.db, self._owner(identity, url), known))
 
     def recall(self, identity: str, namespace: str) -> View | None:
         """The head of the last run with all its lists; None if there is none, if a newer one is known
@@ -127,7 +127,7 @@ class MetaIndex:
             return None
         if head.known < (revision, "") or (head.revision == revision and head.run != run):
             return None
-        stored = self._file.do(lambda: metarows.read_lists(self._file.db, owner, head, head.list_keys))
+        stored = self._file.do(lambda: tables.read_lists(self._file.db, owner, head, head.list_keys))
         if len(stored) != len(head.list_keys):
             return None
         return View(
@@ -146,16 +146,16 @@ class MetaIndex:
         if not rows:
             return None
         owner = rows[0][0]
-        return self._file.do(lambda: metarows.read_lists(self._file.db, owner, head, (key,))).get(key)
+        return self._file.do(lambda: tables.read_lists(self._file.db, owner, head, (key,))).get(key)
 
     def remember(self, identity: str, url: str, view: View) -> None:
         """Keeps this head and its lists, and brings the rows of segments and generations in step with
         it; only what differs is written. An older head than the newest one known is not kept."""
-        self._file.write(lambda: metarows.remember(self._file.db, self._owner(identity, url), view))
+        self._file.write(lambda: tables.remember(self._file.db, self._owner(identity, url), view))
 
     def renew(self, identity: str, url: str, view: View) -> None:
         """As `remember`, with every row written anew."""
-        self._file.write(lambda: metarows.renew(self._file.db, self._owner(identity, url), view))
+        self._file.write(lambda: tables.renew(self._file.db, self._owner(identity, url), view))
 
     def tidy(self) -> None:
         """Forgets of namespaces that are not monitored what their stores can tell again, and of all what
@@ -164,7 +164,7 @@ class MetaIndex:
         def forget_the_rest() -> None:
             sql = "select id from namespaces where id not in (select namespace from monitored)"
             for row in self._file.db.execute(sql).fetchall():
-                metarows.clear(self._file.db, row[0])
+                tables.clear(self._file.db, row[0])
             self._file.db.table("probes").delete_where()
 
         self._file.write(forget_the_rest)
@@ -240,7 +240,7 @@ class MetaIndex:
         return [NamespaceRow(row[0], row[1], row[2], Known(row[3], row[4])) for row in rows]
 
     def read(self, sql: str, *values: Any) -> list[Any]:
-        """The rows of a query on the tables of compactor.schema."""
+        """The rows of a query on the tables of compactor.meta.schema."""
         return self._file.read(sql, *values)
 
     def rows(self, table: str, identity: str) -> list[dict[str, Any]]:
@@ -254,7 +254,7 @@ class MetaIndex:
     # -- rows
 
     def _owner(self, identity: str, url: str) -> int:
-        return metarows.owner_of(self._file.db, identity, url)
+        return tables.owner_of(self._file.db, identity, url)
 
     def _forget(self, identity: str) -> None:
         rows = self._file.db.execute("select id from namespaces where identity = ?", [identity]).fetchall()

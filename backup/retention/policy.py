@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict, Unpack
 
 from backup.commit import commit
-from backup.pins import pin_json
+from backup.retention.pins import pin_json
 from compactor.head import Pin
 from compactor.policy import KEEP_RULES, Policy
 from compactor.publish import Change, Patience

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from backup.lineage import oldest_first
-from backup.shape import Shape, cut_behind_marks
-from backup.target import Times
+from backup.restoring.target import Times
+from backup.retention.shape import Shape, cut_behind_marks
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
 from compactor.head import Head

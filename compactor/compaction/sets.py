@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
-from compactor.aged import aged_units
+from compactor.compaction.aged import aged_units
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
 from compactor.head import Head

@@ -8,15 +8,15 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from compactor.compact_options import CompactOptions, Progress, Wish
-from compactor.compact_report import CompactReport, SetReport
+from compactor.compaction.options import CompactOptions, Progress, Wish
+from compactor.compaction.report import CompactReport, SetReport
+from compactor.compaction.set_run import SetRun, Standing, report_of
+from compactor.compaction.sets import MergeSet, find_sets, sets_around
 from compactor.merging import Merger
 from compactor.path import HeadView, open_lines, route
 from compactor.policy import Anchor, policy_for
 from compactor.publish import Change, follow
 from compactor.session import Session, open_session
-from compactor.set_run import SetRun, Standing, report_of
-from compactor.sets import MergeSet, find_sets, sets_around
 from compactor.view import View
 from compactor.windows import lost_range
 from ourdb.errors import DamageError, ExistsError

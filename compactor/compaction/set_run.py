@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from compactor.aged import SHARE_MAX
-from compactor.compact_report import Outcome, SetReport
+from compactor.compaction.aged import SHARE_MAX
+from compactor.compaction.protect import Protection, Rules, protect, rules_of, spans_of, still_offered
+from compactor.compaction.report import Outcome, SetReport
+from compactor.compaction.sets import MergeSet
+from compactor.compaction.superseded import find_superseded
 from compactor.generations import Generation
 from compactor.merging import Figures, Merge, Merger, Sources, Written
 from compactor.path import began_with, segments_of
 from compactor.policy import Policy, policy_for
-from compactor.protect import Protection, Rules, protect, rules_of, spans_of, still_offered
 from compactor.publish import Change, Patience, Writer, follow, may_name, publish
 from compactor.session import Session
-from compactor.sets import MergeSet
 from compactor.store.base import NoSuchKey
-from compactor.superseded import find_superseded
 from compactor.view import View
 from ourdb.errors import DamageError
 from ourdb.segment.summary import Run

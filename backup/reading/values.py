@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
-from backup.download import IN_FLIGHT_BYTES_MAX, RAW_BYTES_MAX
-from backup.id_search import IN_FLIGHT_MAX, Hits
-from backup.indexes import FINDING, READING, Asked, Indexes, RecentlyUsed, ahead
-from backup.layout import located
+from backup.reading.id_search import IN_FLIGHT_MAX, Hits
+from backup.reading.indexes import FINDING, READING, Asked, Indexes, RecentlyUsed, ahead
+from backup.restoring.download import IN_FLIGHT_BYTES_MAX, RAW_BYTES_MAX
+from backup.restoring.layout import located
 from compactor.fetch import STORED_BYTES_MAX
 from compactor.path import Step
 from ourdb.errors import DamageError

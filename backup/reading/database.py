@@ -17,12 +17,12 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from backup.id_search import Hits, IdSearch
-from backup.index_cache import CachedFetcher, IndexCache
-from backup.indexes import Indexes
-from backup.planner import Plan, Planner
-from backup.target import Wanted
-from backup.values import ValueReader
+from backup.reading.id_search import Hits, IdSearch
+from backup.reading.index_cache import CachedFetcher, IndexCache
+from backup.reading.indexes import Indexes
+from backup.reading.values import ValueReader
+from backup.restoring.planner import Plan, Planner
+from backup.restoring.target import Wanted
 from compactor.entries import SegmentEntry
 from compactor.index_points import Point
 from compactor.session import Session

@@ -1,0 +1,1 @@
+"""Reading a database where it is stored, without restoring it."""

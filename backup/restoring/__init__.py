@@ -1,0 +1,1 @@
+"""A restore: which point, along which segments, into which files."""
