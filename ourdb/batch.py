@@ -16,7 +16,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from ourdb.errors import UnusableError
-from ourdb.lookup import Lookup
+from ourdb.lookup import LookupTable
 from ourdb.record import BATCH_GOES_ON, HEADER_DTYPE, RECORD_HEADER_BYTES, TOMBSTONE, Buffer
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def encode_batch(
     given: Sequence[int],
     values: Sequence[bytes],
     deleted: Sequence[int],
-    lookup: Lookup,
+    lookup: LookupTable,
     *,
     first_seq: int,
     time_ms: int,
@@ -95,10 +95,10 @@ def _set_crcs(data: bytearray, count: int) -> None:
 
 
 def _previous(
-    lookup: Lookup, ids: NDArray[np.uint32], seqs: NDArray[np.uint64], distinct: bool
+    lookup: LookupTable, ids: NDArray[np.uint32], seqs: NDArray[np.uint64], distinct: bool
 ) -> NDArray[np.uint64]:
     """The seq of each id's version before, also where that is in the same batch."""
-    previous = lookup.seqs(ids)
+    previous = lookup.prepare(ids)
     if not distinct:
         order = np.argsort(ids, kind="stable")
         again = np.flatnonzero(ids[order][1:] == ids[order][:-1])

@@ -17,6 +17,8 @@ from ourdb.files import File, FileSystem, require_linux
 from ourdb.recovery import Point, check_header, find_later_write, follow_file
 from ourdb.sealed import open_segment
 from ourdb.segment.header import HEADER_BYTES
+from ourdb.tableopening import find_state, read_pages
+from ourdb.tablepages import TableDamage
 from ourdb.units import format_time
 
 if TYPE_CHECKING:
@@ -179,6 +181,14 @@ def _check_caches(
     directory: Directory, files: FileList, uuid: bytes, config: Config, report: CheckReport
 ) -> None:
     ids = {entry.file_id for entry in files.files}
+    try:
+        kind = directory.load_lookup_kind()
+        state = find_state(directory, files, uuid, config.record_nr_max) if kind == "disk" else None
+        if state is not None:
+            for _ in read_pages(directory, state):
+                pass
+    except TableDamage as damage:
+        report.notes.append(f"the lookup table on disk is not usable ({damage}): it will be rebuilt")
     path = directory.cache / CHECKPOINT
     if path.exists() and load_checkpoint(directory, uuid, config.record_nr_max, ids) is None:
         report.notes.append("the checkpoint of the lookup table is not usable: it will be rebuilt")
@@ -194,6 +204,7 @@ def describe(db: OurDB) -> dict[str, Any]:
         "path": str(db.path),
         "uuid": db.uuid.hex(),
         **db.config.as_json(),
+        "lookup": db._directory.load_lookup_kind(),
         "generation": known.generation if known else None,
         "ids": len(db),
         "records": sum(entry.records for entry in files.sealed) + last_seq - files.active.first_seq + 1,

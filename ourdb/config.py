@@ -10,6 +10,7 @@ from ourdb.units import GIB, KIB, MIB
 
 Mode = Literal["kv", "incremental"]
 Sync = Literal["never", "interval", "always"]
+LookupKind = Literal["memory", "disk"]
 
 ID_MAX = 2**32 - 1
 RECORD_HEADER_BYTES = 36

@@ -103,7 +103,7 @@ class OurDB(LogWriter):
             if now < self._time:
                 now = self._hold_time(now)
             seq = self._seq + 1
-            wide = self._wide
+            wide = self._storing
             if wide is None:
                 view = self._view
                 body = _pack_head(length, id, now, seq, view[id]) + value  # type: ignore[index]
@@ -119,8 +119,8 @@ class OurDB(LogWriter):
                 self._places[seq - self._first] = pos
                 pack_into(table, at, seq & (1 << shift) - 1, seq >> shift)
             live = self._live
-            if not live[id]:  # type: ignore[index]
-                live[id] = 1  # type: ignore[index]
+            if not live[id]:
+                live[id] = 1
                 self._lookup.note_new(id)  # type: ignore[arg-type]
             self._time = now
             self._pos = end

@@ -4,6 +4,7 @@
 ourdb.json     format version, uuid, configuration: written once, last; it makes a directory a database
 files.json     the list of data files, replaced whole: the commit point of rotation and condensing
 {nr}.db        data files; all but the last one in the list are sealed
+settings.json  what may be changed later: where the lookup table is held; none: in memory
 line.json      which line of the store this directory is on (ourdb/line.py)
 lock           the writer's lock       notes.log   what recovery noted, one line each
 cache/         may go at any time      torn/       bytes that recovery dropped
@@ -18,12 +19,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import Any, get_args
 
 from crc32c import crc32c
 
 from ourdb import line, sealedjson
-from ourdb.config import Config
+from ourdb.config import Config, LookupKind
 from ourdb.errors import DamageError, Error, InvalidError, LockedError, NotFoundError, UnknownFormatError
 from ourdb.files import File, FileSystem
 from ourdb.names import FILE_NR_MAX, data_file_name, parse_data_file_name
@@ -31,6 +32,7 @@ from ourdb.units import format_time, now_ms
 
 FORMAT_VERSION = 1
 IDENTITY, FILES, LOCK, NOTES = "ourdb.json", "files.json", "lock", "notes.log"
+SETTINGS = "settings.json"
 CACHE, TORN = "cache", "torn"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SYNCED_NAME, _SYNCED = "synced", Struct("<16sQ")
@@ -181,6 +183,27 @@ class Directory:
         fields = {"version": FORMAT_VERSION, "uuid": uuid.hex(), "config": config.as_json()}
         sealedjson.replace(self.path / IDENTITY, fields, fs=self.fs)
 
+    def load_lookup_kind(self) -> LookupKind:
+        """Where the lookup table is held."""
+        path = self.path / SETTINGS
+        try:
+            fields = sealedjson.read(path, fs=self.fs)
+            kind = "memory" if fields is None else fields.get("lookup")
+        except DamageError:
+            kind = None
+        if kind not in get_args(LookupKind):
+            raise DamageError(
+                f"not the settings of a database: {path} (open it with lookup=memory or lookup=disk, which "
+                "writes them anew)",
+                file=path.name,
+                path=str(path),
+            )
+        return kind  # type: ignore[return-value]
+
+    def replace_lookup_kind(self, kind: LookupKind) -> None:
+        """Durable when it returns."""
+        sealedjson.replace(self.path / SETTINGS, {"version": FORMAT_VERSION, "lookup": kind}, fs=self.fs)
+
     def load_list(self) -> FileList:
         path = self.path / FILES
         fields = sealedjson.read(path, fs=self.fs)
@@ -229,7 +252,7 @@ class Directory:
         self.fs.sync_directory(self.path)
         for nr in self.data_files():
             self.fs.unlink(self.path / data_file_name(nr))
-        for name in (FILES, NOTES, line.FILE_NAME):
+        for name in (FILES, NOTES, SETTINGS, line.FILE_NAME):
             self.fs.unlink(self.path / name)
             self.fs.unlink(self.path / f"{name}.tmp")
         self.fs.unlink(self.path / f"{IDENTITY}.tmp")
@@ -249,7 +272,8 @@ class Directory:
             self.fs.remove_directory(self.path)
 
     def load_trust(self, checkpoint_seq: int = 0) -> Trust:
-        """From the sync mark, the shipped marks and the checkpoint: whatever of them is there."""
+        """From the sync mark, the shipped marks and the checkpoint (or table on disk): whatever of them is
+        there."""
         durable, boot = checkpoint_seq, b""
         try:
             data = self.fs.read(self.cache / _SYNCED_NAME, bytes_max=_SYNCED.size + 4)

@@ -24,6 +24,7 @@ _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _PIECE_BYTES = 1 << 20
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # since Python 3.12; the value of Linux
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 
 
@@ -116,6 +117,13 @@ class File:
         """The first `length` bytes, shared with all other processes."""
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
         return self._fs.call("map", self.path, mmap.mmap, self.fd, length, mmap.MAP_SHARED, protection)
+
+    def map_private(self, length: int) -> mmap.mmap:
+        """The first `length` bytes as they are in the file; what is stored into them stays in this process
+        and never reaches the file."""
+        flags = mmap.MAP_PRIVATE | MAP_NORESERVE
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        return self._fs.call("map", self.path, mmap.mmap, self.fd, length, flags, protection)
 
     def data_ranges(self, start: int, end: int) -> list[tuple[int, int]]:
         """Ranges of [start, end) that may hold bytes other than 0: preallocated space does not."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ourdb.directory import file_missing
 from ourdb.errors import InvalidError, UnreachableError
-from ourdb.lookup import Lookup
+from ourdb.lookup import Lookup, LookupTable
 from ourdb.record import BATCH_GOES_ON, TOMBSTONE, Record
 from ourdb.recovery import pieces_at
 from ourdb.sealed import SealedFile
@@ -320,7 +320,7 @@ def alive_of(columns: Columns) -> NDArray[np.bool_]:
 
 
 def pairs_in_log(
-    db: Reading, lookup: Lookup, target: int | None
+    db: Reading, lookup: LookupTable, target: int | None
 ) -> Iterator[tuple[NDArray[Any], NDArray[np.uint64]]]:
     """Ids and seqs of the newest records, in log order."""
     for columns in log_columns(db, db.last_seq if target is None else target):

@@ -13,12 +13,15 @@ from ourdb.checkpoint import NAME as CHECKPOINT
 from ourdb.checkpoint import Covered, write_checkpoint
 from ourdb.config import Config, Sync
 from ourdb.directory import Directory, FileEntry, FileList, SyncMark
+from ourdb.disklookup import DiskLookup
 from ourdb.errors import Error, UnusableError
 from ourdb.files import File
+from ourdb.lookup import Lookup, LookupTable
 from ourdb.reading import Reading
 from ourdb.sealed import SealedFile
 from ourdb.segment.header import HEADER_BYTES
 from ourdb.syncing import Syncer
+from ourdb.tablekeeper import TableKeeper
 from ourdb.units import MIB
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ class LogWriter(Reading):
         "_failure",
         "_file",
         "_first",
+        "_keeper",
         "_limit",
         "_list",
         "_lock_file",
@@ -82,11 +86,16 @@ class LogWriter(Reading):
         self._checkpoint = 0  # its size
         self._syncer: Syncer | None = None
         self._mark: SyncMark | None = None
+        self._keeper: TableKeeper | None = None  # of a lookup table on disk
         self._before: rotation.Before
 
     def _adopt(self, found: Recovered) -> None:
         """Begin with what recovery has found."""
         self._list, self._before = found.files, found.before
+        if isinstance(found.lookup, DiskLookup):
+            self._lock = threading.RLock()  # whoever meets a damaged page mends it, wherever it stands
+            self._acquire, self._release = self._lock.acquire, self._lock.release
+            self._keeper = TableKeeper(self, found.lookup)
         self._use_lookup(found.lookup)
         self._use_file(found.active)
         self._pos, self._seq, self._time = found.end.offset, found.end.seq, found.end.time_ms
@@ -94,6 +103,8 @@ class LogWriter(Reading):
         self._mark = SyncMark(self._directory, self._durable)
         self._use_sealed(found.files, {})
         self._logged = sum(e.bytes for e in found.files.sealed if e.last_seq > found.checkpoint_seq)
+        if found.checkpoint_seq >= self._first:  # the active file counts from there
+            self._logged = -self._places[found.checkpoint_seq - self._first]
         self._set_limit(self._pos)
 
     # -- where records go ------------------------------------------------------------------------
@@ -105,9 +116,10 @@ class LogWriter(Reading):
         """Room for these bytes and records; returns where they go. Slow path of every limit: a closed or
         poisoned handle, a wider lookup table, more space in the file, the next file."""
         self._require_writable()
+        if self._keeper and self._table_due():
+            self._keeper.sync(background=True)
         if self._seq + records > self._lookup.seq_max:
-            self._lookup.widen(self._seq + records)
-            self._use_lookup(self._lookup)
+            self._widen(self._seq + records)
         count = self._seq - self._first + 1
         if self._pos + size > area_end(self.config.file_size, count + records):
             self._rotate()
@@ -116,6 +128,19 @@ class LogWriter(Reading):
             self._use_file(self._file)
         self._set_limit(self._pos + size)
         return self._pos
+
+    def _widen(self, seq: int) -> None:
+        if self._keeper:
+            self._keeper.widen(seq)
+        elif isinstance(self._lookup, Lookup):
+            self._lookup.widen(seq)
+        self._use_lookup(self._lookup)
+
+    def _table_due(self) -> bool:
+        """Whether the table on disk has to be synced: memory has no room for more of its changes, or opening
+        would have to read too much of the log again."""
+        crowded = isinstance(self._lookup, DiskLookup) and self._lookup.crowded
+        return crowded or self._logged + self._pos >= _CHECKPOINT_BYTES_MIN
 
     def _set_limit(self, needed: int) -> None:
         """The one number that `set` compares with: whichever limit comes first, if records were as small as
@@ -227,11 +252,15 @@ class LogWriter(Reading):
             self._use_file(sealed.active)
             self._set_durable(self._seq)
         if self._logged >= max(_CHECKPOINT_BYTES_MIN, _CHECKPOINT_FACTOR * self._checkpoint):
+            if self._keeper:
+                self._keeper.sync(background=True)
             self._write_checkpoint(sealed.entry.file_id)
         self._set_limit(self._pos)
 
     def _write_checkpoint(self, file_id: int) -> None:
         """The records that it covers are durable. A cache: where there is no room, there is none."""
+        if not isinstance(self._lookup, Lookup):
+            return
         try:
             covered = Covered(seq=self._seq, file_id=file_id)
             self._checkpoint = write_checkpoint(self._directory, self._lookup, self.uuid, covered)
@@ -248,7 +277,11 @@ class LogWriter(Reading):
             raise
 
     def drop_checkpoint(self) -> None:
-        """The file that it ends in is about to be condensed away: another is written when one is due."""
+        """The file that it ends in is about to be condensed away: another is written when one is due. A table
+        on disk is to name a file that stays."""
+        if self._keeper:
+            self._keeper.bind()
+            return
         self._directory.fs.unlink(self._directory.cache / CHECKPOINT)
         self._checkpoint = 0
         self._logged = sum(entry.bytes for entry in self._list.sealed)
@@ -300,7 +333,9 @@ class LogWriter(Reading):
         wanted = logged >= max(_CHECKPOINT_BYTES_MIN, _CHECKPOINT_FACTOR * self._checkpoint)
         if self._sync != "never" or wanted:
             self._sync_to(self._seq)
-        if wanted and self._seq:
+        if wanted and self._seq and self._keeper:
+            self._keeper.sync(background=False)
+        elif wanted and self._seq:
             active = self._seq >= self._first
             self._write_checkpoint((self._list.files[-1] if active else self._list.files[-2]).file_id)
 
@@ -309,6 +344,8 @@ class LogWriter(Reading):
         if self._mark:
             self._mark.close()
         self._file.close()
+        if isinstance(self._lookup, LookupTable):
+            self._lookup.close()
         self._closed()
         if self._lock_file:
             self._lock_file.close()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from ourdb import line
 from ourdb.active import ActiveFile
 from ourdb.checkpoint import NAME as CHECKPOINT
 from ourdb.checkpoint import load_checkpoint
-from ourdb.config import Config, Mode, Sync
+from ourdb.config import Config, LookupKind, Mode, Sync
 from ourdb.database import OurDB
 from ourdb.directory import (
     CACHE,
@@ -22,26 +23,32 @@ from ourdb.directory import (
     IDENTITY,
     LOCK,
     NOTES,
+    SETTINGS,
     TORN,
     Directory,
     FileList,
     Trust,
 )
+from ourdb.disklookup import DiskLookup
 from ourdb.errors import DamageError, ExistsError, InvalidError, NotFoundError, StorageError
 from ourdb.files import File, FileSystem, require_linux
 from ourdb.history import alive_of
-from ourdb.lookup import Lookup
+from ourdb.lookup import Lookup, LookupTable, width_for
 from ourdb.names import data_file_name
+from ourdb.pagetable import remove_files
 from ourdb.reader import ReadonlyDB
 from ourdb.recovery import Point, check_header, pieces_at, refuse_damage, trusted_places, walk_records
 from ourdb.rotation import Before, new_header
 from ourdb.sealed import SealedFile
 from ourdb.segment.header import HEADER_BYTES, Header
 from ourdb.syncing import SYNC_INTERVAL_S, Syncer
+from ourdb.tableopening import build_lookup, note_rebuilt, open_lookup
+from ourdb.tablepages import TableDamage
 
-_OWN_NAMES = {LOCK, FILES, NOTES, CACHE, TORN, line.FILE_NAME, line.LOCK_NAME, data_file_name(0)}
-_OWN_NAMES |= {name + ".tmp" for name in (FILES, IDENTITY, line.FILE_NAME)}
+_OWN_NAMES = {LOCK, FILES, NOTES, SETTINGS, CACHE, TORN, line.FILE_NAME, line.LOCK_NAME, data_file_name(0)}
+_OWN_NAMES |= {name + ".tmp" for name in (FILES, IDENTITY, SETTINGS, line.FILE_NAME)}
 _PIECE_BYTES = 1 << 20
+LOOKUP_DEFAULT: LookupKind = "memory"
 
 
 def open(  # noqa: A001
@@ -52,6 +59,7 @@ def open(  # noqa: A001
     record_size_max: int | None = None,
     file_size: int | None = None,
     sync: Sync | None = None,
+    lookup: LookupKind | None = None,
     create: bool = True,
     readonly: bool = False,
     reset: bool = False,
@@ -62,8 +70,10 @@ def open(  # noqa: A001
     mode: "kv" (ids are given) or "incremental" (1, 2, 3 ... are given out). record_nr_max: highest id
     allowed, to 2^32-1. record_size_max: longest value in bytes, to 1 GiB. file_size: a data file is rotated
     before it is larger, bytes, below 4 GiB. These four are fixed when the database is made. sync: "never",
-    "interval" (each second) or "always"; said here it holds for this handle. readonly: beside a writer in
-    another process, which is followed. reset: throw away what is there. fs: for tests.
+    "interval" (each second) or "always"; said here it holds for this handle. lookup: "memory" (5 to 7 bytes
+    an id) or "disk" (opens at once, whatever its size); said here it holds from now on, and building the
+    other table may take a while. readonly: beside a writer in another process, which is followed; it holds
+    the table in memory. reset: throw away what is there. fs: for tests.
 
     Raises NotFoundError (`no_database`), LockedError (another process writes it), InvalidError (an option
     that contradicts the stored configuration, by name), DamageError (file, offset and seq say where),
@@ -79,8 +89,9 @@ def open(  # noqa: A001
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if readonly:
-        if reset:
-            raise InvalidError("reset needs to write: open without readonly")
+        if reset or lookup is not None:
+            what = "reset needs" if reset else "to choose where the lookup table is needs"
+            raise InvalidError(f"{what} to write: open without readonly")
         uuid, config = directory.load_identity()
         _refuse_contradictions(config, options)
         return ReadonlyDB.open(directory, uuid, config)
@@ -88,11 +99,14 @@ def open(  # noqa: A001
         directory.load_identity()  # says what is missing
     if sync is not None:
         options["sync"] = sync
-    return _open_writer(directory, options, reset=reset, create=create)
+    if lookup not in (None, *get_args(LookupKind)):
+        raise InvalidError(f"unknown lookup: {lookup!r} (memory or disk)", option="lookup")
+    return _open_writer(directory, options, lookup, reset=reset, create=create)
 
 
 def create(path: str | os.PathLike[str], *, fs: FileSystem | None = None, **options: Any) -> OurDB:
-    """Make a database with these options (those of Config) and open it. ExistsError if there is one."""
+    """Make a database with these options (those of Config, and `lookup`) and open it. ExistsError if there is
+    one."""
     directory = Directory(Path(path), fs or FileSystem())
     if directory.exists():
         raise ExistsError(f"there is a database already: {directory.path}", path=str(directory.path))
@@ -101,7 +115,9 @@ def create(path: str | os.PathLike[str], *, fs: FileSystem | None = None, **opti
     return open(path, fs=fs, **options)
 
 
-def _open_writer(directory: Directory, options: dict[str, Any], *, reset: bool, create: bool) -> OurDB:
+def _open_writer(
+    directory: Directory, options: dict[str, Any], lookup: LookupKind | None, *, reset: bool, create: bool
+) -> OurDB:
     existed = directory.exists()
     if not existed or reset:
         Config(**options).validate()  # before anything is made, or removed
@@ -114,17 +130,30 @@ def _open_writer(directory: Directory, options: dict[str, Any], *, reset: bool, 
         if not directory.exists():
             if existed and not (reset or create):
                 raise NotFoundError(f"not a database: {directory.path}", path=str(directory.path))
-            _make(directory, Config(**options).validate())
+            _make(directory, Config(**options).validate(), lookup)
         lock.ftruncate(0)
         lock.pwrite(b"%d\n" % os.getpid(), 0)
         uuid, stored = directory.load_identity()
         sync = options.pop("sync", stored.sync)
         replace(stored, sync=sync).validate()
         _refuse_contradictions(stored, options)
-        return _start(directory, lock, uuid, stored, sync)
+        return _start(directory, lock, uuid, stored, sync, _choose_lookup(directory, lookup))
     except BaseException:
         lock.close()
         raise
+
+
+def _choose_lookup(directory: Directory, given: LookupKind | None) -> LookupKind:
+    """Where the lookup table is from now on; noted if that is another place than before."""
+    if given is None:
+        return directory.load_lookup_kind()
+    try:
+        same = directory.load_lookup_kind() == given
+    except DamageError:
+        same = False
+    if not same:
+        directory.replace_lookup_kind(given)
+    return given
 
 
 def _refuse_contradictions(config: Config, options: dict[str, Any]) -> None:
@@ -137,7 +166,7 @@ def _refuse_contradictions(config: Config, options: dict[str, Any]) -> None:
             )
 
 
-def _make(directory: Directory, config: Config) -> None:
+def _make(directory: Directory, config: Config, lookup: LookupKind | None) -> None:
     """A new, empty database. Its identity is written last: before that there is none, and what a crash left
     is removed here."""
     _remove_leftovers(directory)
@@ -150,6 +179,9 @@ def _make(directory: Directory, config: Config) -> None:
     active = ActiveFile.create(directory, new_header(directory, uuid, config, nr=0, first_seq=1))
     active.close()
     directory.replace_list(FileList(files=(active.entry,), next_nr=1))
+    kind = lookup or LOOKUP_DEFAULT
+    if kind != "memory":
+        directory.replace_lookup_kind(kind)
     directory.write_identity(uuid, config)
 
 
@@ -184,7 +216,7 @@ class Recovered:
 
     files: FileList
     active: ActiveFile
-    lookup: Lookup
+    lookup: LookupTable
     end: Point
     before: Before
     durable_seq: int
@@ -192,8 +224,10 @@ class Recovered:
     notes: list[str]
 
 
-def _start(directory: Directory, lock: File, uuid: bytes, config: Config, sync: Sync) -> OurDB:
-    found = recover(directory, uuid, config)
+def _start(
+    directory: Directory, lock: File, uuid: bytes, config: Config, sync: Sync, lookup: LookupKind
+) -> OurDB:
+    found = recover(directory, uuid, config, lookup)
     db = OurDB(directory, lock, uuid, config, sync)
     try:
         db._adopt(found)
@@ -201,13 +235,14 @@ def _start(directory: Directory, lock: File, uuid: bytes, config: Config, sync: 
             db._note(note)
     except BaseException:
         found.active.close()
+        found.lookup.close()
         raise
     if sync == "interval":
         db._syncer = Syncer(db, SYNC_INTERVAL_S)
     return db
 
 
-def recover(directory: Directory, uuid: bytes, config: Config) -> Recovered:
+def recover(directory: Directory, uuid: bytes, config: Config, kind: LookupKind = "memory") -> Recovered:
     """Read the log's end, drop a torn record, and build the lookup table. The writer's lock is held.
 
     A second recovery changes nothing. DamageError for anything that is not a torn tail.
@@ -218,9 +253,7 @@ def recover(directory: Directory, uuid: bytes, config: Config) -> Recovered:
     directory.fs.sync_directory(directory.path)  # who renamed the list may have been killed before this
     files = directory.load_list()
     refuse_missing(directory, files)
-    lookup, covered = load_table(directory, files, uuid, config, notes)
-    if notes:
-        directory.fs.unlink(directory.cache / CHECKPOINT)  # so that it is noted once
+    lookup, covered = _open_table(directory, files, uuid, config, kind, notes)
     before = Before()
     if files.sealed:
         last = SealedFile(directory, files.sealed[-1], uuid)
@@ -232,9 +265,17 @@ def recover(directory: Directory, uuid: bytes, config: Config) -> Recovered:
     try:
         check_header(active.file, files, uuid)
         trust = directory.load_trust(covered)
-        end = _recover_active(directory, active, lookup, covered, before_time(files), trust, config, notes)
+        end = _recover_active(directory, active, before_time(files), trust, config, notes)
+        lookup = _put_active(
+            active,
+            lookup,
+            range(max(covered + 1, files.active.first_seq), end.seq + 1),
+            notes,
+            lambda: build_lookup(directory, files, uuid, config.record_nr_max),
+        )
     except BaseException:
         active.close()
+        lookup.close()
         raise
     _remove_unlisted(directory, files, uuid, end.seq, notes)
     return Recovered(
@@ -265,6 +306,21 @@ def refuse_missing(directory: Directory, files: FileList) -> None:
             )
 
 
+def _open_table(
+    directory: Directory, files: FileList, uuid: bytes, config: Config, kind: LookupKind, notes: list[str]
+) -> tuple[LookupTable, int]:
+    """The table of the sealed files, and the seq up to which its cache has it. What is left of the other kind
+    goes."""
+    if kind == "disk":
+        directory.fs.unlink(directory.cache / CHECKPOINT)
+        return open_lookup(directory, files, uuid, config.record_nr_max, notes)
+    remove_files(directory)
+    lookup, covered = load_table(directory, files, uuid, config, notes)
+    if notes:
+        directory.fs.unlink(directory.cache / CHECKPOINT)  # so that it is noted once
+    return lookup, covered
+
+
 def load_table(
     directory: Directory, files: FileList, uuid: bytes, config: Config, notes: list[str]
 ) -> tuple[Lookup, int]:
@@ -277,19 +333,22 @@ def load_table(
             "the checkpoint of the lookup table is not usable: the table was rebuilt from the data files"
         )
     lookup, covered = (found[0], found[1].seq) if found else (Lookup(config.record_nr_max), 0)
+    put_sealed(directory, files, uuid, lookup, covered)
+    return lookup, covered
+
+
+def put_sealed(directory: Directory, files: FileList, uuid: bytes, lookup: Lookup, covered: int) -> None:
+    """Put into a table what the sealed files hold beyond `covered`."""
     for entry in files.sealed:
         if entry.last_seq > covered:
             for columns in SealedFile(directory, entry, uuid).columns(first_seq=covered + 1):
                 new = columns[int(np.searchsorted(columns.seq, np.uint64(covered), "right")) :]
                 lookup.put_many(new.id, new.seq, alive_of(new))
-    return lookup, covered
 
 
 def _recover_active(
     directory: Directory,
     active: ActiveFile,
-    lookup: Lookup,
-    covered: int,
     time_ms: int,
     trust: Trust,
     config: Config,
@@ -306,10 +365,6 @@ def _recover_active(
     refuse_damage(active.map, walk, ranges, trust, config, entry.name)
     if not used and walk.whole:
         notes.append(f"the places of {entry.name} were lost: they were rebuilt from its records")
-    for places in (proven, whole):
-        for columns in pieces_at(active.map, places):
-            new = columns[int(np.searchsorted(columns.seq, np.uint64(covered), "right")) :]
-            lookup.put_many(new.id, new.seq, alive_of(new))
     count = len(proven) + len(whole)
     active.places[len(proven) : count] = whole.data
     if not trust.same_boot:
@@ -318,6 +373,33 @@ def _recover_active(
     if used > count:
         active.places[count:used] = np.zeros(used - count, np.uint32).data
     return walk.end
+
+
+def _put_active(
+    active: ActiveFile,
+    lookup: LookupTable,
+    seqs: range,
+    notes: list[str],
+    rebuild: Callable[[], LookupTable],
+) -> LookupTable:
+    """The table with these records of the active file. A table on disk in which damage shows now is built
+    anew, from the sealed files, and has all of them put."""
+    try:
+        _put_places(active, lookup, seqs)
+    except TableDamage as damage:
+        note_rebuilt(notes, damage)
+        lookup.close()
+        lookup = rebuild()
+        _put_places(active, lookup, range(active.entry.first_seq, seqs.stop))
+    return lookup
+
+
+def _put_places(active: ActiveFile, lookup: LookupTable, seqs: range) -> None:
+    first, last = active.entry.first_seq, seqs.stop - 1
+    if last > lookup.seq_max and isinstance(lookup, DiskLookup):
+        lookup.widen(width_for(last), seq=seqs.start - 1, file_id=active.entry.file_id)
+    for columns in pieces_at(active.map, active.place_column(last - first + 1)[seqs.start - first :]):
+        lookup.put_many(columns.id, columns.seq, alive_of(columns))
 
 
 def _write_again(active: ActiveFile, start: int, end: int) -> None:

@@ -11,6 +11,7 @@ sealed: the list of files says.
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -24,11 +25,14 @@ from ourdb.errors import DamageError, InvalidError, UnusableError
 from ourdb.files import File
 from ourdb.history import alive_of
 from ourdb.logtail import cached_places
+from ourdb.lookup import Lookup
 from ourdb.reading import Order
 from ourdb.recovery import Point, check_header, follow_file, skim_file, usable_places
 from ourdb.sealed import SealedFile
 from ourdb.segment.columns import Columns
 from ourdb.segment.header import HEADER_BYTES
+from ourdb.tableopening import copy_lookup
+from ourdb.tablepages import TableDamage
 from ourdb.units import When
 from ourdb.views import Items
 
@@ -66,13 +70,12 @@ class ReadonlyDB(OurDB):
 
     def _load(self) -> None:
         """Everything, from the list of files on."""
-        from ourdb.opening import load_table
 
-        directory, notes = self._directory, self.notes
+        directory = self._directory
         for attempt in range(_TRIES):
             files = directory.load_list()
             try:
-                lookup, covered = load_table(directory, files, self.uuid, self.config, notes)
+                lookup, covered = self._load_lookup(files)
                 self._use_lookup(lookup)
                 self._use_files(files, files.active.first_seq - 1)
                 break
@@ -83,6 +86,23 @@ class ReadonlyDB(OurDB):
         cached = cached_places(directory, entry)
         self._follow(covered, usable_places(cached, entry.first_seq, directory.load_trust()))
         self._refuse_damage()
+
+    def _load_lookup(self, files: FileList) -> tuple[Lookup, int]:
+        """The table of the sealed files, in memory, from whatever cache there is; and what that covers."""
+        from ourdb.opening import load_table, put_sealed
+
+        directory, notes = self._directory, self.notes
+        if directory.load_lookup_kind() == "disk":
+            try:
+                copy = copy_lookup(directory, files, self.uuid, self.config.record_nr_max)
+                if copy is not None:
+                    put_sealed(directory, files, self.uuid, *copy)
+                    return copy
+            except TableDamage as damage:
+                if directory.load_list() != files:  # it was about another list
+                    raise FileNotFoundError(errno.ENOENT, str(damage), str(directory.cache)) from damage
+                notes.append(f"the lookup table on disk is not usable ({damage})")
+        return load_table(directory, files, self.uuid, self.config, notes)
 
     def _use_files(self, files: FileList, known: int) -> None:
         """Take a list of files, and into the table what its sealed ones have beyond `known`: before any of it

@@ -28,7 +28,7 @@ from ourdb.directory import Directory
 from ourdb.errors import DamageError, InvalidError, MissingIdError, UnreachableError
 from ourdb.files import descriptors_max
 from ourdb.history import Version
-from ourdb.lookup import Lookup, Wide
+from ourdb.lookup import Lookup, LookupTable, Wide
 from ourdb.record import TOMBSTONE, Record, decode_record, gather_headers
 from ourdb.sealed import Opened, SealedFile
 from ourdb.units import When
@@ -62,6 +62,7 @@ class Reading(MutableMapping[int, bytes]):
         "_mapped_max",
         "_release",
         "_seq",
+        "_storing",
         "_time",
         "_view",
         "_wide",
@@ -74,7 +75,7 @@ class Reading(MutableMapping[int, bytes]):
         self._directory = directory
         self.uuid, self.config = uuid, config
         self.notes: list[str] = []
-        self._lock = Lock()
+        self._lock: Any = Lock()
         self._acquire, self._release = self._lock.acquire, self._lock.release
         self._seq = self._time = 0
         self._mapped: list[SealedFile] = []
@@ -83,11 +84,12 @@ class Reading(MutableMapping[int, bytes]):
         self._active: Snapshot
         self._use_lookup(Lookup(config.record_nr_max))
 
-    def _use_lookup(self, lookup: Lookup) -> None:
+    def _use_lookup(self, lookup: LookupTable) -> None:
         self._lookup = lookup
-        self._live: mmap = lookup.live
+        self._live: Any = lookup.live
         self._view: memoryview[int] = lookup.view
         self._wide: Wide | None = lookup.wide
+        self._storing: Wide | None = lookup.storing
 
     # -- one value --------------------------------------------------------------------------------
 
@@ -178,7 +180,7 @@ class Reading(MutableMapping[int, bytes]):
             wanted = np.array(ids)
             if wanted.dtype.kind not in "iu" or int(wanted.min()) < 0:
                 return None
-            alive = self._lookup.live_column[wanted] != 0
+            alive = self._lookup.living(wanted)
             seqs = self._lookup.seqs(wanted)
             if alive.all():
                 return self._values(wanted, seqs)
@@ -320,7 +322,7 @@ class Reading(MutableMapping[int, bytes]):
     def values(self) -> Values:
         return Values(self)
 
-    def _pairs(self, order: Order, lookup: Lookup, target: int | None) -> Iterator[tuple[int, bytes]]:
+    def _pairs(self, order: Order, lookup: LookupTable, target: int | None) -> Iterator[tuple[int, bytes]]:
         pairs = _by_id(lookup) if order == "id" else history.pairs_in_log(self, lookup, target)
         return self._values_of(pairs, current=target is None)
 
@@ -421,7 +423,7 @@ def _bodies(
     return values
 
 
-def _by_id(lookup: Lookup) -> Iterator[tuple[NDArray[Any], NDArray[np.uint64]]]:
+def _by_id(lookup: LookupTable) -> Iterator[tuple[NDArray[Any], NDArray[np.uint64]]]:
     for ids in lookup.alive():
         for start in range(0, len(ids), _PIECE_IDS):
             piece = ids[start : start + _PIECE_IDS]

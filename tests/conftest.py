@@ -79,6 +79,14 @@ def s3_url(s3_environment: S3Server) -> str:
     return f"s3://{s3_environment.bucket}/{RUN}/{secrets.token_hex(6)}/name"
 
 
+@pytest.fixture(params=["memory", "disk"])
+def each_lookup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where new databases hold their lookup table, one place after the other."""
+    monkeypatch.setattr("ourdb.opening.LOOKUP_DEFAULT", request.param)
+    kind: str = request.param
+    return kind
+
+
 @pytest.fixture
 def file_url(tmp_path: Path) -> str:
     """The URL of a namespace that is not there yet, in local files."""

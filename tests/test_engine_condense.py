@@ -26,6 +26,8 @@ from ourdb.errors import (
 )
 from ourdb.names import SegmentName, segment_key
 
+pytestmark = pytest.mark.usefixtures("each_lookup")
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

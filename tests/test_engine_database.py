@@ -24,6 +24,8 @@ from ourdb.errors import (
     UnusableError,
 )
 
+pytestmark = pytest.mark.usefixtures("each_lookup")
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:

@@ -12,6 +12,8 @@ import pytest
 import ourdb
 from ourdb.errors import InvalidError, UnusableError
 
+pytestmark = pytest.mark.usefixtures("each_lookup")
+
 READER = """
 import sys, ourdb
 path, rounds = sys.argv[1], int(sys.argv[2])

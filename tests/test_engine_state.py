@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 import ourdb
 from ourdb.check import find_problems
+from ourdb.config import LookupKind
 from ourdb.errors import MissingIdError, UnreachableError
 from ourdb.log import LogReader
 
@@ -24,10 +25,14 @@ class DatabaseMachine(RuleBasedStateMachine):
     """`states`: the state after each batch end that has to be told exactly; `all_states`: after any; `log`:
     all records."""
 
+    lookup: LookupKind = "memory"
+
     @initialize()
     def begin(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="ourdb-state-")) / "db"
-        self.db = ourdb.open(self.path, file_size=10 * 1024, record_size_max=1024, sync="never")
+        self.db = ourdb.open(
+            self.path, file_size=10 * 1024, record_size_max=1024, sync="never", lookup=self.lookup
+        )
         self.reader = ourdb.open(self.path, readonly=True)
         self.model: dict[int, bytes] = {}
         self.states: dict[int, dict[int, bytes]] = {0: {}}
@@ -165,3 +170,11 @@ class DatabaseMachine(RuleBasedStateMachine):
 
 TestDatabase = DatabaseMachine.TestCase
 TestDatabase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+
+
+class DiskMachine(DatabaseMachine):
+    lookup = "disk"
+
+
+TestDatabaseWithTableOnDisk = DiskMachine.TestCase
+TestDatabaseWithTableOnDisk.settings = settings(max_examples=12, stateful_step_count=25, deadline=None)

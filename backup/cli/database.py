@@ -33,6 +33,11 @@ from backup.cli.output import count, note, print_json, print_table, print_text
     type=click.Choice(["never", "interval", "always"]),
     help="When a power cut loses nothing more [default: interval, within a second].",
 )
+@click.option(
+    "--lookup",
+    type=click.Choice(["memory", "disk"]),
+    help="Where the table of newest records is: memory (default), or disk, for many millions of ids.",
+)
 def init_command(directory: Path, as_json: bool, **options: Any) -> None:
     """Make a database in DIR, which must not hold one."""
     from ourdb import create

@@ -27,7 +27,10 @@ def compare(db: ourdb.OurDB, expected: Expected, low: int) -> int:
     assert low <= seq, f"lost: the log ends at {seq}, {low} had to be there"
     assert expected.ends(seq), f"the log ends at {seq}, inside a batch or behind all that was written"
     log = expected.log[:seq]
-    assert dict(db.items()) == state_of(log)
+    state = state_of(log)
+    assert (dict(db.items()), len(db), list(db)) == (state, len(state), sorted(state))
+    if db.config.mode == "incremental":
+        assert db.get_next_id() > max((record.id for record in log), default=0)
     there = [db.record(at) for at in range(1, seq + 1)]
     gone = frozenset(at for at, record in enumerate(there, 1) if record is None)
     kept = [frozenset(at for at in some if at <= seq) for some in (expected.before, expected.change.dropped)]
@@ -41,10 +44,11 @@ def compare(db: ourdb.OurDB, expected: Expected, low: int) -> int:
 
 
 class Examiner:
-    """folder: where directories may be made. mode: of the database. counts: states by kind."""
+    """folder: where directories may be made. mode: of the database. faulty: calls have failed before, so that
+    a cache may have been given up. counts: states by kind."""
 
-    def __init__(self, folder: Path, mode: str) -> None:
-        self._folder, self._mode = folder, mode
+    def __init__(self, folder: Path, mode: str, *, faulty: bool) -> None:
+        self._folder, self._mode, self._faulty = folder, mode, faulty
         self.counts: Counter[str] = Counter()
 
     def examine(self, state: State, draw: random.Random) -> None:
@@ -76,6 +80,9 @@ class Examiner:
     def _open(self, top: Path, state: State, watch: _Watch) -> None:
         with self._opened(top, state, watch.fs) as db:
             seq = compare(db, state.expected, state.low)
+            assert self._faulty or not [note for note in db.notes if "on disk is not usable" in note], (
+                db.notes
+            )
             watch.found(seq)
         before = _lasting(read_image(top))
         with self._opened(top, state, watch.fs) as again:
@@ -99,7 +106,7 @@ class Examiner:
         with ourdb.open(top / NAME, sync="never", fs=watch.fs) as db:
             for _ in range(draw.randint(1, 4)):
                 value = draw.randbytes(draw.choice((0, 40, 40, 500)))
-                known = db.get_next_id() if self._mode == "incremental" else draw.randrange(IDS)
+                known = db.get_next_id() if self._mode == "incremental" else draw.choice(IDS)
                 watch.write(known, value)
                 db.set(value, None if self._mode == "incremental" else known)
                 watch.written(durable=False)

@@ -29,8 +29,8 @@ _DELAY_MAX = 60
 class FaultyRun(Run):
     """After a failure the handle goes on or refuses writes; what it says is what is there."""
 
-    def __init__(self, path: Path, seed: object, *, share: float) -> None:
-        super().__init__(path, seed, share=share)
+    def __init__(self, path: Path, seed: object, *, share: float, lookup: str = "memory") -> None:
+        super().__init__(path, seed, share=share, lookup=lookup)
         self.fault = self._choose
         self._heal()
 

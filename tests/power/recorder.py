@@ -101,7 +101,7 @@ class WatchedSystem(FileSystem):
             elif fault.after:
                 self._note(what, path, args, function(*args))
             raise OSError(fault.number, os.strerror(fault.number))
-        if what == "map" and args[3] & mmap.PROT_WRITE:
+        if what == "map" and args[2] & mmap.MAP_SHARED and args[3] & mmap.PROT_WRITE:
             return self._map(*args)
         found = function(*args)
         self._note(what, path, args, found)

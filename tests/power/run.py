@@ -20,7 +20,7 @@ from tests.power.recorder import Call, Fault, Killed, WatchedSystem
 from tests.power.world import OPTIONS
 
 KINDS = ("killed", "ordered", "careless")
-IDS = 24
+IDS = range(0, 6000, 250)  # on several pages of a lookup table on disk
 STORE = "memory://store"
 _SYNCS = ("fsync", "fdatasync")  # before one most is at stake
 
@@ -49,11 +49,11 @@ def take(kind: str, disk: Disk, rng: random.Random) -> Disk:
 
 class Run:
     """path: of the database, in a directory of its own that holds nothing else. share: of the calls at which
-    a state is taken."""
+    a state is taken. lookup: where its lookup table is, most of the time."""
 
-    def __init__(self, path: Path, seed: object, *, share: float = 0.0) -> None:
+    def __init__(self, path: Path, seed: object, *, share: float = 0.0, lookup: str = "memory") -> None:
         self.path, self.rng = path, random.Random(f"run {seed}")
-        self._seed, self._share = seed, share
+        self._seed, self._share, self._lookup = seed, share, lookup
         self.mode = self.rng.choice(("kv", "kv", "kv", "incremental"))
         self._value_size = self.rng.choice((0, 0, 40))  # 40: an old record may follow a new one
         self.disk, self.model = Disk(path.parent), Model()
@@ -92,7 +92,15 @@ class Run:
     def open(self) -> ourdb.OurDB:
         self.begin("open")
         self.sync = self.rng.choice(("never", "interval", "always"))
-        self.db = ourdb.open(self.path, mode=self.mode, sync=self.sync, fs=self.fs, **OPTIONS)  # type: ignore[arg-type]
+        lookup = "memory" if self.rng.random() < 0.1 else self._lookup
+        self.db = ourdb.open(
+            self.path,
+            mode=self.mode,  # type: ignore[arg-type]
+            sync=self.sync,  # type: ignore[arg-type]
+            lookup=lookup,  # type: ignore[arg-type]
+            fs=self.fs,
+            **OPTIONS,  # type: ignore[arg-type]
+        )
         self.model.created = True
         return self.db
 
@@ -135,7 +143,7 @@ class Run:
     def _set(self, db: ourdb.OurDB) -> None:
         value = self._value()
         if self.mode == "kv":
-            id_ = self.rng.randrange(IDS)
+            id_ = self.rng.choice(IDS)
             self.write([(id_, value)], lambda: db.set(value, id_))
             return
         present = list(db)
@@ -161,7 +169,7 @@ class Run:
                     batch.delete(id_)
                     pairs.append((id_, None))
                 elif self.mode == "kv" or there:
-                    id_ = self.rng.choice(there) if self.mode != "kv" else self.rng.randrange(IDS)
+                    id_ = self.rng.choice(there if self.mode != "kv" else IDS)
                     value = self._value()[:300]
                     batch.set(value, id_)
                     pairs.append((id_, value))
@@ -170,7 +178,7 @@ class Run:
 
     def _set_many(self, db: ourdb.OurDB) -> None:
         count = self.rng.randint(1, 40)
-        ids = list(range(IDS)) if self.mode == "kv" else list(db)
+        ids = IDS if self.mode == "kv" else list(db)
         if ids:
             pairs = [(self.rng.choice(ids), self._value()[:150]) for _ in range(count)]
             self.write(pairs, lambda: db.set_many(pairs))

@@ -12,12 +12,17 @@ import ourdb.active
 import ourdb.condense
 import ourdb.database
 import ourdb.directory
+import ourdb.idpages
 import ourdb.logwriter
+import ourdb.lookup
 import ourdb.opening
+import ourdb.pagetable
 import ourdb.recovery
+import ourdb.tablekeeper
 
-OPTIONS = {"record_nr_max": 300, "record_size_max": 3000, "file_size": 12 << 10}
+OPTIONS = {"record_nr_max": 6000, "record_size_max": 3000, "file_size": 12 << 10}
 KIB = 1024
+PIECES = (ourdb.tableformat, ourdb.tablepages, ourdb.tableopening, ourdb.idpages)
 
 
 class Clock:
@@ -50,6 +55,12 @@ def small_world(seed: object) -> Iterator[None]:
             (ourdb.logwriter, "_CHECKPOINT_BYTES_MIN", 6 * KIB),
             (ourdb.logwriter, "_CHECKPOINT_FACTOR", 0),
             (ourdb.recovery, "_UNPROVEN_RECORDS", 2),
+            (ourdb.lookup, "_BITS", {2: 5, 3: 6, 4: 8, 6: 48}),
+            (ourdb.pagetable, "WAL_BYTES_MIN", 512),
+            (ourdb.tablekeeper, "BACKGROUND", False),
+            (ourdb.tablepages, "CHANGED_PAGES_MAX", 3),
+            (ourdb.tablepages, "_RUN_PAGES", 2),
+            *((module, "_PIECE_PAGES", 2) for module in PIECES),
             (ourdb.directory.secrets, "randbelow", rng.randrange),
             (ourdb.directory.secrets, "token_bytes", rng.randbytes),
         ):
