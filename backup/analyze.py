@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from backup.lineage import owners_of
 from backup.report import SegmentReport
 from backup.restoring.planner import Plan, Planner
 from backup.restoring.target import Wanted
 from compactor.analysis import Analysis, Holding, analyze_line
 from compactor.fetch import SegmentFetcher
+from compactor.lineage import owners_of
 from compactor.session import Session, open_session
 from compactor.store import StoreOptions
 from ourdb.units import When, maybe_time

@@ -4,24 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from compactor.publish import Change, Patience, Writer, follow, publish
+from compactor.publish import Change, Patience, follow, publish
 from compactor.session import Session
 from compactor.view import View
-
-WAIT_SECONDS = 120.0  # for how long lost races are tried again
-
-
-def writer_of(session: Session, view: View) -> Writer:
-    """Whoever follows this head and is no backup run: database and configuration are those that it names."""
-    head, namespace = view.head, session.namespace
-    return Writer(
-        uuid=head.uuid,
-        namespace=head.namespace,
-        config=head.config,
-        host=namespace.host.id,
-        known=namespace.known,
-        single_writer=bool(namespace.single_writer),
-    )
 
 
 def commit(
@@ -32,12 +17,12 @@ def commit(
     change: is called again on each newer head; None: nothing has to be put, and its view is returned.
     Raises what it raises; TemporaryError when others were first for too long, or the store is away.
     """
-    patience = patience or Patience(WAIT_SECONDS)
+    patience = patience or Patience()
     while True:
         wanted = change(view)
         if wanted is None:
             return view
-        done = publish(session.namespace, follow(view, writer_of(session, view), wanted))
+        done = publish(session.namespace, follow(view, session.writer(view), wanted))
         if done is not None:
             return done
         patience.wait()

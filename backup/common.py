@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from compactor.head import Parent, SegmentEntry
-from compactor.path import route, segments_of
+from compactor.lineage import segments_of
+from compactor.path import route
 from compactor.store import NoSuchKey, Store
 from compactor.view import View
 from ourdb.errors import DamageError

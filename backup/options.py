@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from backup.plan import Start
+from compactor.publish import PATIENCE_SECONDS
 from compactor.store import StoreOptions
 from ourdb.errors import InvalidError
 from ourdb.units import GIB, MIB
@@ -32,7 +33,7 @@ class BackupOptions:
     dry_run: bool = False
     as_of_ms: int = 600_000
     commit_seconds: float = 900.0
-    wait_seconds: float = 120.0
+    wait_seconds: float = PATIENCE_SECONDS
     segment_bytes: int = GIB
     threads: int | None = None
     store: StoreOptions = field(default_factory=_store_options)

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from backup.lineage import oldest_first, owners_of
 from compactor.fetch import SegmentFetcher
 from compactor.generations import Generation
 from compactor.head import Head
 from compactor.index_points import IndexPoints
-from compactor.path import line_of
+from compactor.lineage import line_of, oldest_first, owners_of
 from compactor.session import open_session
 from compactor.store import NoSuchKey, StoreOptions
 from compactor.windows import Reach, Window, gaps_of, reaches, windows_of

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from backup.lineage import owners_of
 from backup.report import SegmentReport
 from compactor.entries import SegmentEntry
-from compactor.path import line_of
+from compactor.lineage import line_of, owners_of
 from compactor.session import open_session
 from compactor.store import StoreOptions
 

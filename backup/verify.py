@@ -14,7 +14,8 @@ from backup.restoring.download import IN_FLIGHT_BYTES_MAX
 from compactor.entries import SegmentEntry
 from compactor.fetch import SegmentFetcher
 from compactor.generations import Generation
-from compactor.path import open_lines, route, segments_of
+from compactor.lineage import open_lines, segments_of
+from compactor.path import route
 from compactor.session import Session, open_session
 from compactor.store import NoSuchKey, Store, StoreOptions
 from compactor.view import View

@@ -98,6 +98,11 @@ class SegmentFetcher:
             self._on_bytes(size)
 
 
+def missing_segment(key: str) -> DamageError:
+    """The error for an object that was not there although the head, read again, names it."""
+    return DamageError(f"the head names a segment that is missing: {key}", kind="store_damaged", key=key)
+
+
 @contextmanager
 def located(entry: SegmentEntry) -> Iterator[None]:
     """Adds to a DamageError in which object, and in which range of seq, it showed."""

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
 from compactor.head import Head
-from compactor.path import exact_ranges, open_lines
+from compactor.lineage import marked_points, open_lines
+from compactor.path import exact_ranges
 from ourdb.errors import Error
 
 Ranges = Sequence[tuple[int, int]]
@@ -43,6 +44,11 @@ def offered(generation: Generation, segments: Sequence[SegmentEntry]) -> Ranges:
         else:
             joined.append((first, last))
     return _clipped(joined, generation.end_seq)
+
+
+def holds(ranges: Ranges, first: int, last: int) -> bool:
+    """Whether one of the ranges has both, and all between."""
+    return any(begin <= first and last <= end for begin, end in ranges)
 
 
 def _clipped(ranges: Ranges, end: int) -> Ranges:
@@ -77,26 +83,19 @@ def check_all(
     was decided to go."""
     for name, end in new.generations.items():
         now = offered(end, after.get(name, ()))
+        marked = set(marked_points(new, name))
+        were = set(marked_points(old, name)) if old else set()
         _check_end(end, after.get(name, ()), now)
         if old and name in old.generations:
             was = _clipped(offered(old.generations[name], before.get(name, ())), end.end_seq)
-            _check_kept(
-                name, was, now, horizons.get(name, 0), marked_seqs(old, name) | marked_seqs(new, name)
-            )
-        for seq in marked_seqs(new, name) - (marked_seqs(old, name) if old else set()):
-            if not _within(now, seq, seq):
+            _check_kept(name, was, now, horizons.get(name, 0), were | marked)
+        for seq in marked - were:
+            if not holds(now, seq, seq):
                 raise refuse(f"a pin or branch point is not offered: seq {seq} of {name}", seq=seq)
     for name in new.generations.keys() - (old.generations.keys() if old else set()):
         _check_parent(new.generations[name], after)
     if stray := sorted(set(after) - new.generations.keys()):
         raise refuse(f"segments of a generation that is not in it: {stray[0]}")
-
-
-def marked_seqs(head: Head, generation: str) -> set[int]:
-    """The single points of a generation that stay exact: pins, and where another one left it."""
-    pins = {pin.seq for pin in head.pins if pin.generation == generation}
-    parents = (other.parent for other in head.generations.values() if other.parent)
-    return pins | {parent.seq for parent in parents if parent.generation == generation}
 
 
 def check_generations(old: Head | None, new: Head) -> None:
@@ -160,7 +159,7 @@ def _check_cut(new: Head, was: Generation, now: Generation) -> None:
         return
     if now.kept_to is None or now.kept_to > was.end_seq:
         raise refuse(f"what was let go of generation {now.id} would come back", seq=was.end_seq)
-    lost = {seq for seq in marked_seqs(new, now.id) if seq > now.kept_to}
+    lost = {seq for seq in marked_points(new, now.id) if seq > now.kept_to}
     if lost:
         raise refuse(f"a pin or branch point would be lost: seq {min(lost)} of generation {now.id}")
 
@@ -174,7 +173,7 @@ def _check_end(end: Generation, segments: Sequence[SegmentEntry], ranges: Ranges
         return
     chains = {s.name.chain_after for s in segments if s.last_seq == end.last_seq}
     known = end.end_seq < end.last_seq or end.chain in chains
-    if not _within(ranges, end.end_seq, end.end_seq) or not known:
+    if not holds(ranges, end.end_seq, end.end_seq) or not known:
         raise refuse(f"no path leads to the end of generation {end.id}, seq {end.end_seq}", seq=end.end_seq)
 
 
@@ -197,16 +196,12 @@ def _check_parent(child: Generation, segments: Segments) -> None:
 
 def _check_kept(name: str, was: Ranges, now: Ranges, horizon: int, marked: set[int]) -> None:
     for first, last in was:
-        if last >= horizon and not _within(now, max(first, horizon), last):
+        if last >= horizon and not holds(now, max(first, horizon), last):
             raise refuse(
                 f"points of generation {name} that are protected would be lost, "
                 f"in seq {max(first, horizon)} to {last}",
                 seq=max(first, horizon),
             )
         for seq in marked:
-            if first <= seq <= last and not _within(now, seq, seq):
+            if first <= seq <= last and not holds(now, seq, seq):
                 raise refuse(f"a pin or branch point would be lost: seq {seq} of generation {name}", seq=seq)
-
-
-def _within(ranges: Ranges, first: int, last: int) -> bool:
-    return any(begin <= first and last <= end for begin, end in ranges)

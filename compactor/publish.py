@@ -47,6 +47,7 @@ from compactor.view import View, may_name
 from ourdb.errors import DamageError, FencedError, InvalidError, TemporaryError
 from ourdb.names import HEAD_KEY
 
+PATIENCE_SECONDS = 120.0  # for which lost races are tried again, unless somebody says otherwise
 FRESH_SECONDS = 60.0  # a put with If-None-Match: * on the head is sent within this time of its GET
 REFUSALS = 3  # of one ETag that GET gives, and the head counts as wedged
 _PUTS = 2  # of the same bytes on the same ETag, where the first was not answered
@@ -80,7 +81,7 @@ class Patience:
 
     def __init__(
         self,
-        seconds: float = 120.0,
+        seconds: float = PATIENCE_SECONDS,
         *,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,

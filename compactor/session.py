@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+from compactor.follow import Writer
 from compactor.meta.index import MetaIndex
 from compactor.namespace import Namespace
 from compactor.store import Store, StoreOptions, open_store
@@ -44,6 +45,18 @@ class Session:
         view = self._namespace.read(uuid=uuid)
         assert view is not None  # it is required
         return view
+
+    def writer(self, view: View) -> Writer:
+        """Who commits on this head and is no backup run: database and configuration are those it names."""
+        head, namespace = view.head, self._namespace
+        return Writer(
+            uuid=head.uuid,
+            namespace=head.namespace,
+            config=head.config,
+            host=namespace.host.id,
+            known=namespace.known,
+            single_writer=bool(namespace.single_writer),
+        )
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
-from compactor.path import HeadView, ancestry, exact_ranges, route, segments_of
+from compactor.lineage import HeadView, ancestry, segments_of
+from compactor.path import exact_ranges, route
 from ourdb.errors import DamageError
 from ourdb.segment.summary import Run
 

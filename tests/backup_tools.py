@@ -19,9 +19,10 @@ from backup.notebook import Notebook
 from backup.options import BackupOptions
 from backup.report import BackupReport
 from backup.run import BackupRun
+from compactor.lineage import owner_of
 from compactor.meta.index import MetaIndex
 from compactor.namespace import Namespace
-from compactor.path import owner_of, route
+from compactor.path import route
 from compactor.store import StoreOptions
 from compactor.store.memory import Bucket, MemoryStore
 from compactor.url import parse_url

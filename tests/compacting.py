@@ -15,10 +15,11 @@ from compactor.entries import SegmentEntry
 from compactor.fetch import SegmentFetcher
 from compactor.follow import Change, Writer, follow
 from compactor.generations import Pin
+from compactor.lineage import segments_of
 from compactor.meta.index import MetaIndex
 from compactor.namespace import Namespace
 from compactor.offers import offered
-from compactor.path import route, segments_of
+from compactor.path import route
 from compactor.policy import Policy
 from compactor.publish import publish
 from compactor.session import Session

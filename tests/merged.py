@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from compactor.path import ancestry, route
+from compactor.lineage import ancestry
+from compactor.path import route
 from ourdb.config import Config
 from ourdb.segment.summary import Stretch
 from tests.worlds import DAY_0, HOUR, Log, World, memory_world

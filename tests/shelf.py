@@ -8,8 +8,9 @@ from typing import NamedTuple
 from backup.common import open_segment
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
+from compactor.lineage import ancestry, owner_of, segments_of
 from compactor.offers import offered
-from compactor.path import ancestry, owner_of, route, segments_of
+from compactor.path import route
 from compactor.store.base import Store
 from compactor.view import View
 from ourdb.record import TOMBSTONE, decode_record

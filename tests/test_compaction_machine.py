@@ -33,8 +33,9 @@ from backup.retention.prune import prune_session
 from compactor.compaction.run import compact_session
 from compactor.entries import SegmentEntry
 from compactor.follow import Change, Writer, follow
+from compactor.lineage import owner_of, segments_of
 from compactor.merging import Merger
-from compactor.path import Step, owner_of, plan_path, segments_of
+from compactor.path import Step, plan_path
 from compactor.policy import DAY_MS, HOUR_MS
 from compactor.publish import publish
 from compactor.strategies import Auto, Levels

@@ -11,7 +11,7 @@ from compactor.entries import Gone, SegmentEntry
 from compactor.follow import Change, Writer, follow
 from compactor.generations import Began, Forgotten, Generation, Parent, Pin
 from compactor.head import Head, Known, Needs, decode_head, encode_head
-from compactor.path import began_with
+from compactor.lineage import began_with
 from compactor.view import View, may_name
 from ourdb.errors import Error, FencedError, UnknownFormatError
 from ourdb.names import LISTS_PREFIX, list_key, parse_key

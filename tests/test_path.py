@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation, Parent
 from compactor.head import Head
-from compactor.path import Step, exact_ranges, line_of, owner_of, plan_path, route
+from compactor.lineage import line_of, owner_of
+from compactor.path import Step, exact_ranges, plan_path, route
 from ourdb.errors import FencedError, NotFoundError
 from ourdb.names import SegmentName
 from ourdb.segment.summary import Run, Stretch

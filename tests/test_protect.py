@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from compactor.compaction.protect import Protection, Rules, Span, protect, rules_of, spans_of, still_offered
 from compactor.generations import Pin
-from compactor.offers import marked_seqs
 from compactor.policy import Policy, boundaries
 from ourdb.errors import DamageError
 from ourdb.merge import MergePlan, SourceColumns, plan_merge
@@ -234,7 +233,6 @@ def test_rules_of_a_head_name_its_pins_and_branch_points() -> None:
     policy = Policy(window_ms=1000, last=5, daily=1)
     rules = rules_of(head, "a" * 16, policy, DAY_0 + 9000)
     assert rules.marked == {3: "pin monday", 6: f"branch point of generation {'b' * 16}"}
-    assert set(rules.marked) == marked_seqs(head, "a" * 16)
     assert rules.branches == {6}
     assert (rules.since_ms, rules.newest, list(rules.boundaries)) == (
         DAY_0 + 8000,

@@ -20,8 +20,9 @@ from compactor.fetch import SegmentFetcher
 from compactor.generations import Began, Generation, Pin
 from compactor.head import Head
 from compactor.index_points import IndexPoints
+from compactor.lineage import began_with, open_lines
 from compactor.meta.index import MetaIndex
-from compactor.path import began_with, open_lines, route
+from compactor.path import route
 from compactor.policy import DAY_MS, Anchor, Policy, boundaries
 from compactor.publish import Patience
 from compactor.session import Session
@@ -122,7 +123,7 @@ def test_a_superseded_line_is_kept_while_a_time_in_the_window_means_it(tmp_path:
     assert keys(aged, G1) == [1, 16]
     gone = [(p.first_seq, p.last_seq, p.goes) for p in report.points if p.generation == G1]
     assert gone == [(1, 20, False), (21, 30, True), (20, 20, False)]
-    assert "generation 2222222222222222 left it here" in [p.reason for p in report.points]
+    assert "branch point of generation 2222222222222222" in [p.reason for p in report.points]
 
 
 def test_a_line_that_went_on_after_its_successor_began_is_kept_while_the_window_holds_a_write_of_it(

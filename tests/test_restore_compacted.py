@@ -13,7 +13,8 @@ import ourdb
 from backup.reading.remote import open_remote
 from backup.restoring.restore import restore
 from compactor.generations import Pin
-from compactor.path import owner_of, route
+from compactor.lineage import owner_of
+from compactor.path import route
 from ourdb.errors import UnreachableError
 from tests.compacting import Bench
 from tests.merged import G1, G2, IDS, merged_worlds, offered

@@ -14,11 +14,11 @@ from typing import TypeVar
 
 from backup.restoring.target import Wanted, find_target
 from compactor.entries import SegmentEntry
-from compactor.fetch import SegmentFetcher
+from compactor.fetch import SegmentFetcher, missing_segment
 from compactor.generations import Generation
-from compactor.head import Head
 from compactor.index_points import Point
-from compactor.path import HeadView, Step, ancestry, line_of, route
+from compactor.lineage import HeadView, Shape, ancestry, line_of
+from compactor.path import Step, route
 from compactor.session import Session
 from compactor.store import NoSuchKey
 from compactor.view import View
@@ -44,14 +44,6 @@ class Plan:
     @property
     def seq(self) -> int:
         return self.point.seq if self.point else 0
-
-
-@dataclass(frozen=True)
-class _Live:
-    """A head without the segments that are known to be damaged or missing."""
-
-    head: Head
-    segments: Sequence[SegmentEntry]
 
 
 class Planner:
@@ -128,7 +120,7 @@ class Planner:
             if isinstance(error, NoSuchKey):
                 if entry is None:
                     return  # replaced since
-                error = _missing(entry)
+                error = missing_segment(entry.key)
             elif entry is not None and self._doubt(entry):
                 return
             if entry is None or entry.key in self._left_out:
@@ -140,13 +132,13 @@ class Planner:
         with self._lock:
             if self._plan is None:
                 head = self._view.head
-                live = _Live(
+                live = Shape(
                     head, [entry for entry in self._view.segments if entry.key not in self._left_out]
                 )
                 self._plan = self._same(live) if self._point else self._first(live)
             return self._plan
 
-    def _first(self, live: _Live) -> Plan:
+    def _first(self, live: Shape) -> Plan:
         """Finds the point that is wanted."""
         view = self._view
         end = line_of(view.head, self._generation)
@@ -167,7 +159,7 @@ class Planner:
             self._point, self._lines = point, _lines_through(live, point, end)
         return Plan(view=view, end=end, point=point, steps=steps)
 
-    def _same(self, live: _Live) -> Plan:
+    def _same(self, live: Shape) -> Plan:
         """Another path to the point that was found before. A merge may have moved it into a generation that
         came from its own."""
         assert self._point is not None
@@ -205,8 +197,3 @@ def _lines_through(view: HeadView, point: Point, end: Generation | None) -> list
         return [point.generation]
     owners = {owner.id: upto for owner, upto in ancestry(view.head, end.id)}
     return [point.generation, end.id] if owners.get(point.generation, 0) >= point.seq else [point.generation]
-
-
-def _missing(entry: SegmentEntry) -> DamageError:
-    """The error for an object that was not there although the head, read again, names it."""
-    return DamageError(f"segment is missing in the store: {entry.key}", kind="store_damaged", key=entry.key)

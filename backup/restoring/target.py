@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from compactor.fetch import SegmentFetcher
 from compactor.generations import Began, Generation
 from compactor.index_points import IndexPoints, Point, best
-from compactor.path import HeadView, ancestry, begin_time, line_of, predecessor, took_over
+from compactor.lineage import HeadView, ancestry, begin_time, line_of, predecessor, took_over
 from compactor.windows import Reach, reaches
 from ourdb.errors import InvalidError, UnreachableError
 from ourdb.record import SEQ_MAX

@@ -10,14 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from backup.lineage import oldest_first
 from backup.restoring.target import Times
-from backup.retention.shape import Shape, cut_behind_marks
+from backup.retention.cut import cut_behind_marks
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
-from compactor.head import Head
 from compactor.index_points import IndexPoints, Point
-from compactor.path import HeadView, ancestry, begin_time, line_of, open_lines
+from compactor.lineage import (
+    HeadView,
+    Shape,
+    ancestry,
+    begin_time,
+    line_of,
+    marked_points,
+    oldest_first,
+    open_lines,
+)
 from compactor.policy import Anchor, Policy, boundaries
 from compactor.store import NoSuchKey
 from compactor.windows import reaches
@@ -123,7 +130,7 @@ class _Cutter:
             return False
         cut = cut_behind_marks(self._shape, generation, self._points)
         if cut is self._shape:
-            self._reasons.setdefault(generation.id, (False, _marks(self._shape.head, generation)))
+            self._reasons.setdefault(generation.id, (False, self._why_marked(generation)))
             return False
         why = self._why_needed(generation, cut)
         if why:
@@ -145,6 +152,10 @@ class _Cutter:
     @property
     def _window_start(self) -> int:
         return self._anchor.time_ms - (self._policy.window_ms or 0)
+
+    def _why_marked(self, generation: Generation) -> str:
+        marks = marked_points(self._shape.head, generation.id).values()
+        return f"kept up to its last marked point: {', '.join(marks)}"
 
     def _why_needed(self, generation: Generation, cut: Shape) -> str | None:
         """Why a superseded generation cannot be cut yet."""
@@ -215,17 +226,6 @@ class _Cutter:
             if count >= enough:
                 return enough
         return count
-
-
-def _marks(head: Head, generation: Generation) -> str:
-    """What its points are kept for."""
-    pins = [f"pin {pin.name}" for pin in head.pins if pin.generation == generation.id]
-    left = [
-        f"{g.id} left it"
-        for g in head.generations.values()
-        if g.parent and g.parent.generation == generation.id
-    ]
-    return f"kept up to its last marked point: {', '.join([*pins, *left])}"
 
 
 def _same(before: Point | None, after: Times | None, time: int) -> bool:

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from backup.commit import WAIT_SECONDS, writer_of
 from backup.retention.cuts import Cuts, plan_cuts
 from backup.retention.report import PointVerdict, PruneReport, point_verdicts
 from backup.retention.sweep import ObjectVerdict, UploadVerdict, Waiting, judge_objects, judge_uploads
@@ -27,9 +26,7 @@ from compactor.view import View
 from ourdb.errors import InvalidError
 from ourdb.units import now_ms
 
-CLOCK_MS = (
-    5 * 60_000
-)  # that a delete waits longer: a store's times are whole seconds, of the begin or the end
+CLOCK_MS = 5 * 60_000  # that a delete waits longer: times are whole seconds, of an upload's begin or its end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +108,7 @@ def prune_session(
     if grace_ms is not None and grace_ms < 0:
         raise InvalidError(f"grace_ms must not be negative: {grace_ms}")
     run = _Prune(session, dry_run, grace_ms, drop_generation, force, clock_ms)
-    return run.run(patience or Patience(WAIT_SECONDS))
+    return run.run(patience or Patience())
 
 
 class _Prune:
@@ -136,7 +133,7 @@ class _Prune:
             plan = self.plan(view)
             if self._dry_run:
                 return self._report(plan, {}, ())
-            writer = writer_of(self._session, view)
+            writer = self._session.writer(view)
             check_base(view, writer)  # also where nothing is put, but deleted
             change = plan.change or (Change() if self._unsure(plan) else None)
             if change is None:

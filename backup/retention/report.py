@@ -9,9 +9,7 @@ from typing import Any
 
 from backup.retention.cuts import Cuts
 from backup.retention.sweep import ObjectVerdict, UploadVerdict
-from compactor.head import Head
-from compactor.offers import marked_seqs
-from compactor.path import HeadView
+from compactor.lineage import HeadView, marked_points
 from compactor.windows import Window, reaches, windows_of
 from ourdb.units import maybe_time
 
@@ -106,7 +104,7 @@ def point_verdicts(view: HeadView, cuts: Cuts) -> Iterator[PointVerdict]:
             if window.last_seq > kept_to:
                 first = max(window.first_seq, kept_to + 1)
                 yield _verdict(window, first, window.last_seq, verdict.reason, goes=True)
-        for seq in sorted(marked_seqs(view.head, generation.id)):
+        for seq, what in marked_points(view.head, generation.id).items():
             yield PointVerdict(
                 generation=generation.id,
                 first_seq=seq,
@@ -114,7 +112,7 @@ def point_verdicts(view: HeadView, cuts: Cuts) -> Iterator[PointVerdict]:
                 first_time=None,
                 last_time=None,
                 goes=False,
-                reason=_marks(view.head, generation.id, seq),
+                reason=what,
             )
 
 
@@ -128,13 +126,3 @@ def _verdict(window: Window, first: int, last: int, reason: str, *, goes: bool) 
         goes=goes,
         reason=reason,
     )
-
-
-def _marks(head: Head, generation: str, seq: int) -> str:
-    pins = [f"pin {pin.name}" for pin in head.pins if (pin.generation, pin.seq) == (generation, seq)]
-    children = [
-        f"generation {other.id} left it here"
-        for other in head.generations.values()
-        if other.parent and (other.parent.generation, other.parent.seq) == (generation, seq)
-    ]
-    return ", ".join([*pins, *children])

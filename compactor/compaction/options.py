@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compactor import strategies
+from compactor.publish import PATIENCE_SECONDS
 from compactor.store import StoreOptions
 from ourdb.errors import InvalidError
 
@@ -21,7 +22,7 @@ class CompactOptions:
 
     threads: int = 4
     folder: Path | None = None
-    wait_seconds: float = 120.0
+    wait_seconds: float = PATIENCE_SECONDS
     store: StoreOptions = field(default_factory=StoreOptions)
 
     def validate(self) -> CompactOptions:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from compactor.head import Head
+from compactor.lineage import marked_points
 from compactor.policy import Policy, boundaries
 from ourdb.errors import DamageError
 from ourdb.merge import SourceColumns
@@ -57,18 +58,13 @@ class Protection:
 def rules_of(head: Head, generation: str, policy: Policy, anchor_ms: int) -> Rules:
     """What a head asks for in the segments of a generation. policy: that is followed. anchor_ms: the time
     that its window and keep rules are counted back from."""
-    branches = {
-        child.parent.seq: f"branch point of generation {child.id}"
-        for child in head.generations.values()
-        if child.parent and child.parent.generation == generation
-    }
-    pins = {pin.seq: f"pin {pin.name}" for pin in head.pins if pin.generation == generation}
+    parents = [child.parent for child in head.generations.values() if child.parent]
     return Rules(
         since_ms=None if policy.window_ms is None else max(0, anchor_ms - policy.window_ms),
         boundaries=boundaries(policy, anchor_ms),
         newest=policy.newest,
-        marked=branches | pins,
-        branches=frozenset(branches),
+        marked=marked_points(head, generation),
+        branches=frozenset(parent.seq for parent in parents if parent.generation == generation),
     )
 
 

@@ -12,10 +12,11 @@ from compactor.compaction.options import CompactOptions, Progress, Wish
 from compactor.compaction.report import CompactReport, SetReport
 from compactor.compaction.set_run import SetRun, Standing, report_of
 from compactor.compaction.sets import MergeSet, find_sets, sets_around
+from compactor.lineage import HeadView, open_lines
 from compactor.merging import Merger
-from compactor.path import HeadView, open_lines, route
+from compactor.path import route
 from compactor.policy import Anchor, policy_for
-from compactor.publish import Change, follow
+from compactor.publish import Change
 from compactor.session import Session, open_session
 from compactor.view import View
 from compactor.windows import lost_range
@@ -105,8 +106,7 @@ class _Compaction:
         self._done: list[SetReport] = []
 
     def run(self) -> CompactReport:
-        """Where nothing is to be merged it is the one GET of the head, conditional if a head
-        is remembered."""
+        """Where nothing is to be merged, the GET of the head is the only request."""
         wish, requests = self._wish, self._session.store.requests
         sent = requests.counts()
         view = self._session.read()
@@ -169,7 +169,7 @@ class _Compaction:
         )
         if wish.publishes:
             session.namespace.ensure_trusted(view)
-            follow(view, standing.writer(), Change())
+            standing.draft(Change())
         return standing
 
     def _merge(self, standing: Standing, sets: Sequence[MergeSet]) -> None:

@@ -11,15 +11,15 @@ from compactor.compaction.protect import Protection, Rules, protect, rules_of, s
 from compactor.compaction.report import Outcome, SetReport
 from compactor.compaction.sets import MergeSet
 from compactor.compaction.superseded import find_superseded
+from compactor.fetch import missing_segment
 from compactor.generations import Generation
+from compactor.lineage import began_with, segments_of
 from compactor.merging import Figures, Merge, Merger, Sources, Written
-from compactor.path import began_with, segments_of
 from compactor.policy import Policy, policy_for
-from compactor.publish import Change, Patience, Writer, follow, may_name, publish
+from compactor.publish import Change, Draft, Patience, follow, may_name, publish
 from compactor.session import Session
 from compactor.store.base import NoSuchKey
 from compactor.view import View
-from ourdb.errors import DamageError
 from ourdb.segment.summary import Run
 
 
@@ -47,21 +47,13 @@ class Standing:
     def rules(self, generation: str) -> Rules:
         return rules_of(self.view.head, generation, self.policy, self.anchor_ms)
 
+    def draft(self, change: Change) -> Draft:
+        """The head after this one; raises what `follow` does."""
+        return follow(self.view, self.session.writer(self.view), change)
+
     def read(self) -> None:
         """The head as it is now."""
         self.view = self.session.read(uuid=self.view.head.uuid)
-
-    def writer(self) -> Writer:
-        """Who commits."""
-        head, namespace = self.view.head, self.session.namespace
-        return Writer(
-            uuid=head.uuid,
-            namespace=head.namespace,
-            config=head.config,
-            host=namespace.host.id,
-            known=namespace.known,
-            single_writer=bool(namespace.single_writer),
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +103,7 @@ class SetRun:
             except NoSuchKey as error:
                 self._standing.read()
                 if self._stands():
-                    raise _missing(error) from error
+                    raise missing_segment(str(error.fields["key"])) from error
                 continue
             if found is not None:
                 return found
@@ -155,7 +147,7 @@ class SetRun:
             change = self._change(result)
             beside = len(frozenset(change.drop) - self._set.keys)
             report = self._report("merged", result.kept, result.written.figures, result.keys, beside=beside)
-            view = publish(standing.session.namespace, follow(standing.view, standing.writer(), change))
+            view = publish(standing.session.namespace, standing.draft(change))
             if view is not None:
                 standing.view = view
                 return report
@@ -199,11 +191,8 @@ class SetRun:
 
     def _note_spent(self, kept: Protection) -> None:
         """So that the next runs need not read its index again: the window will not come back to it."""
-        session, over = (
-            self._standing.session,
-            kept.horizon is not None and kept.horizon >= self._set.last_seq,
-        )
-        meta = session.namespace.meta
+        session, meta = self._standing.session, self._standing.session.namespace.meta
+        over = kept.horizon is not None and kept.horizon >= self._set.last_seq
         if meta and over and self._set.aged and not self._standing.dry_run:
             for key in sorted(self._set.keys):
                 meta.note_spent(session.identity, session.url, key)
@@ -255,8 +244,3 @@ def report_of(
         beside=beside,
         problem=problem,
     )
-
-
-def _missing(error: NoSuchKey) -> DamageError:
-    key = error.fields.get("key")
-    return DamageError(f"the head names a segment that is missing: {key}", kind="store_damaged", key=key)

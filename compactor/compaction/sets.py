@@ -11,7 +11,8 @@ from compactor.compaction.aged import aged_units
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
 from compactor.head import Head
-from compactor.path import HeadView, Step, ancestry, open_lines, plan_path, route, segments_of
+from compactor.lineage import HeadView, ancestry, open_lines, segments_of
+from compactor.path import Step, plan_path, route
 from compactor.strategies import All, Auto, Strategy
 from compactor.windows import lost_range
 

@@ -9,23 +9,16 @@ where a path leads to it, so that one may need another; whatever goes, the prote
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 
 from compactor.compaction.protect import FOREVER, Protection, Rules
 from compactor.compaction.sets import MergeSet
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
-from compactor.head import Head
-from compactor.offers import Ranges, offered
-from compactor.path import HeadView, segments_of
+from compactor.lineage import HeadView, Shape, segments_of
+from compactor.offers import Ranges, holds, offered
 from compactor.windows import reaches
-
-
-@dataclass(frozen=True)
-class _Seen:
-    head: Head
-    segments: Sequence[SegmentEntry]
 
 
 def find_superseded(
@@ -102,24 +95,24 @@ class _Check:
         was = offered(before, segments_of(view, generation.id))
         answered = _answered(view, before)
         self._seqs = [(max(first, horizon), last) for first, last in was if last >= horizon]
-        self._seqs += [(seq, seq) for seq in rules.marked if _holds(was, seq, seq)]
+        self._seqs += [(seq, seq) for seq in rules.marked if holds(was, seq, seq)]
         self._times = [(max(first, since), last) for first, last in answered if last >= since]
-        self._times += [(time, time) for time in rules.boundaries if _holds(answered, time, time)]
+        self._times += [(time, time) for time in rules.boundaries if holds(answered, time, time)]
 
     def loses(self, dropped: Collection[str]) -> bool:
         """Whether a seq or a time that is protected would be lost with these segments."""
         gone = frozenset(dropped)
         left = [segment for segment in self._view.segments if segment.key not in gone]
         head = self._view.head
-        after = _Seen(
+        after = Shape(
             replace(head, generations={**head.generations, self._generation.id: self._generation}),
             sorted([*left, *self._entries], key=lambda segment: segment.order),
         )
         seqs = offered(self._generation, segments_of(after, self._generation.id))
-        if not all(_holds(seqs, first, last) for first, last in self._seqs):
+        if not all(holds(seqs, first, last) for first, last in self._seqs):
             return True
         times = _answered(after, self._generation)
-        return not all(_holds(times, first, last) for first, last in self._times)
+        return not all(holds(times, first, last) for first, last in self._times)
 
 
 def _answered(view: HeadView, generation: Generation) -> Ranges:
@@ -135,7 +128,3 @@ def _answered(view: HeadView, generation: Generation) -> Ranges:
         elif first < end:
             joined.append((first, end - 1))
     return joined
-
-
-def _holds(ranges: Ranges, first: int, last: int) -> bool:
-    return any(begin <= first and last <= end for begin, end in ranges)

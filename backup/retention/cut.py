@@ -1,34 +1,23 @@
-"""A head and its segments as they would be without what lies behind a generation's marked points."""
+"""One cut: a head and its segments as they would be without what lies behind a generation's marked points."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from compactor.entries import SegmentEntry
 from compactor.generations import Forgotten, Generation
 from compactor.head import Head
 from compactor.index_points import IndexPoints
-from compactor.offers import marked_seqs
-from compactor.path import begin_time, segments_of
+from compactor.lineage import Shape, begin_time, marked_points, segments_of
 from compactor.store import NoSuchKey
 from compactor.windows import reaches
 from ourdb.errors import DamageError
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A head and its live segments, as they would be."""
-
-    head: Head
-    segments: Sequence[SegmentEntry]
 
 
 def cut_behind_marks(shape: Shape, generation: Generation, points: IndexPoints) -> Shape:
     """Without what lies behind the marked points of a generation: pins, and where others left it. The same
     shape if nothing does. points: tells when what goes began, where the head does not."""
     head, segments = shape.head, shape.segments
-    marked = marked_seqs(head, generation.id)
+    marked = marked_points(head, generation.id)
     if not marked:
         return Shape(
             _without(head, generation, begin_time(shape, generation)),
