@@ -28,7 +28,7 @@ from ourdb.tableformat import (
 _PIECE_PAGES = 1024
 _BLANK = bytes(PAGE_BYTES)
 _RUN_PAGES = 16  # of a new table: so many get their space at once
-CHANGED_PAGES_MAX = 16_384  # 64 MiB: so much is held in memory until a sync is due
+CHANGED_PAGES_MAX = 4096  # 16 MiB are held in memory until a sync is due, and redone by an opening
 
 
 class TableDamage(DamageError):
