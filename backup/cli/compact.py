@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backup.cli.command import at_most_one, command, meta_option, parse_directory, parse_span
-from backup.cli.each import incomplete, try_each
-from backup.cli.failure import report
+from backup.cli.each import check_one_or_all, end_all, monitored_urls, try_each
 from backup.cli.output import count, note, print_json, print_text
 from backup.cli.progress import work_bar
 
@@ -44,14 +43,16 @@ _COMMIT_REQUESTS = 1  # of a set: the put of the head
 @click.option(
     "--window",
     callback=parse_span,
-    metavar="30d",
-    help="Drop what no point of this time needs; 0: of the newest. Not less than the policy's.",
+    metavar="SPAN",
+    help="Drop what no point of this time (30d) needs; 0: only the newest stays. Not less than the policy's.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be merged, what it costs and saves.")
 @click.option(
     "--out", callback=parse_directory, metavar="DIR", help="Write files below DIR, and publish nothing."
 )
-@click.option("--force", is_flag=True, help="Drop although the clocks here and in the store differ.")
+@click.option(
+    "--force", is_flag=True, help="Drop although the clocks of this machine and of the store differ."
+)
 @meta_option
 def compact_command(
     url: str | None, everything: bool, meta: Path | None, as_json: bool, **options: Any
@@ -62,8 +63,7 @@ def compact_command(
     dropped. What was merged stays in the store until `prune`.
     """
     at_most_one(all=everything, out=options["out"])
-    if everything == (url is not None):
-        raise click.UsageError("which namespace: a URL, or --all", click.get_current_context())
+    check_one_or_all(url, everything)
     from compactor import compact
 
     with work_bar("compacting") as progress:
@@ -72,15 +72,9 @@ def compact_command(
             return _end_one(found, as_json)
         failed: dict[str, Error] = {}
         done = try_each(
-            _monitored(meta), lambda one: compact(one, meta=meta, progress=progress, **options), failed
+            monitored_urls(meta), lambda one: compact(one, meta=meta, progress=progress, **options), failed
         )
-    return _end_all(done, failed, as_json)
-
-
-def _monitored(meta: Path | None) -> list[str]:
-    from compactor.monitor import list_monitored_namespaces
-
-    return [watched.url for watched in list_monitored_namespaces(meta=meta)]
+    return end_all(done, failed, _print, as_json=as_json)
 
 
 def _end_one(found: CompactReport, as_json: bool) -> int:
@@ -91,22 +85,6 @@ def _end_one(found: CompactReport, as_json: bool) -> int:
     else:
         _print(found)
     return 0
-
-
-def _end_all(done: dict[str, CompactReport], failed: dict[str, Error], as_json: bool) -> int:
-    error = incomplete(len(done), failed) if failed else None
-    for text in dict.fromkeys(text for one in done.values() for text in one.notes):
-        note(text)
-    if as_json:
-        told: dict[str, Any] = {"namespaces": [one.as_json() for one in done.values()]}
-        print_json(told if error is None else told | {"error": error.as_json()})
-        return error.exit_code if error else 0
-    for one in done.values():
-        print_text(one.url)
-        _print(one)
-    if not done and not failed:
-        print_text("nothing is monitored: ourdb monitor add URL")
-    return report(error, as_json=False) if error else 0
 
 
 def _print(found: CompactReport) -> None:

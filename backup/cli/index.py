@@ -42,8 +42,8 @@ def monitor_command(
 ) -> int:
     """Add, remove or list the namespaces that this machine monitors.
 
-    They are what `meta sync` and `compact --all` go through. Stores are only read; the list is kept in the
-    meta index.
+    They are what `meta sync`, `compact --all` and `prune --all` go through. Stores are only read; the list is
+    kept in the meta index.
     """
     _check_usage(action, urls, folder)
     if action == "list":

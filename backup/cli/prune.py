@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from backup.cli.command import command, meta_option, parse_span
-from backup.cli.each import incomplete, try_each
+from backup.cli.each import check_one_or_all, end_all, monitored_urls, try_each
 from backup.cli.failure import report
 from backup.cli.output import count, note, print_json, print_table, print_text
 
@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 @click.option(
     "--drop-generation", metavar="G", help="The line that ends in this generation is dead: it goes at once."
 )
-@click.option("--force", is_flag=True, help="Also where the clocks of this machine and the store differ.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Let lines age out although the clocks of this machine and of the store differ.",
+)
 @click.option("--list-all", is_flag=True, help="Name each object.")
 @meta_option
 def prune_command(
@@ -57,8 +61,7 @@ def prune_command(
     What no head names is let go of first, and deleted by a run after the grace time: restores and backups
     that are under way do not notice. --json names each object, with the reason.
     """
-    if everything == (url is not None):
-        raise click.UsageError("which namespace: a URL, or --all", click.get_current_context())
+    check_one_or_all(url, everything)
     if everything and drop_generation is not None:
         raise click.UsageError("--drop-generation is of one namespace: a URL", click.get_current_context())
 
@@ -71,11 +74,10 @@ def prune_command(
 
     if url is not None:
         return _end_one(prune(url), list_all, as_json)
-    from compactor.monitor import list_monitored_namespaces
-
     failed: dict[str, Error] = {}
-    done = try_each([watched.url for watched in list_monitored_namespaces(meta=meta)], prune, failed)
-    return _end_all(done, failed, list_all, as_json)
+    done = try_each(monitored_urls(meta), prune, failed)
+    failed |= {url: error for url, one in done.items() if (error := _not_deleted(one))}
+    return end_all(done, failed, lambda one: _print(one, list_all), as_json=as_json)
 
 
 def _end_one(done: PruneReport, list_all: bool, as_json: bool) -> int:
@@ -86,23 +88,6 @@ def _end_one(done: PruneReport, list_all: bool, as_json: bool) -> int:
         print_json(done.as_json() | ({"error": error.as_json()} if error else {}))
         return error.exit_code if error else 0
     _print(done, list_all)
-    return report(error, as_json=False) if error else 0
-
-
-def _end_all(done: dict[str, PruneReport], failed: dict[str, Error], list_all: bool, as_json: bool) -> int:
-    for text in dict.fromkeys(text for one in done.values() for text in one.notes):
-        note(text)
-    failed |= {url: error for url, one in done.items() if (error := _not_deleted(one))}
-    error = incomplete(len(done.keys() - failed.keys()), failed) if failed else None
-    if as_json:
-        told: dict[str, Any] = {"namespaces": [one.as_json() for one in done.values()]}
-        print_json(told if error is None else told | {"error": error.as_json()})
-        return error.exit_code if error else 0
-    for one in done.values():
-        print_text(one.url)
-        _print(one, list_all)
-    if not done and not failed:
-        print_text("nothing is monitored: ourdb monitor add URL")
     return report(error, as_json=False) if error else 0
 
 

@@ -45,7 +45,10 @@ def _count_option(name: str, what: str, least: int = 0) -> Callable[[_Function],
 )
 @url_argument
 @click.option(
-    "--window", callback=_parse_window, metavar="SPAN", help="Keep every write so long; 'none': for ever."
+    "--window",
+    callback=_parse_window,
+    metavar="SPAN",
+    help="Keep every point so long (30d); 'none': for ever.",
 )
 @_count_option("keep-hourly", "Keep the state at the end of the last N hours (UTC).")
 @_count_option("keep-daily", "The same for days.")
@@ -57,8 +60,8 @@ def _count_option(name: str, what: str, least: int = 0) -> Callable[[_Function],
 @click.option(
     "--grace", callback=parse_span, metavar="SPAN", help="How long what was let go of is kept; at least 1h."
 )
-@_count_option("minimum", "Points that nothing goes below.", 1)
-@click.option("--dry-run", is_flag=True, help="Print what the policy would be, change nothing.")
+@_count_option("minimum", "Keep N of the newest points of each open line, whatever else is said.", 1)
+@click.option("--dry-run", is_flag=True, help="Say what the policy would be; write nothing.")
 @meta_option
 def policy_command(
     url: str,
