@@ -210,6 +210,13 @@ def test_errors_page_shows_the_error_that_a_program_gets(tmp_path: Path) -> None
     assert failed("get", tmp_path / "db", 7) == json.loads(block)["error"]
 
 
+def test_decisions_page_lists_each_decision_by_its_title() -> None:
+    folder = ROOT / "docs" / "decisions"
+    titles = {path.name: path.read_text().partition("\n")[0][2:] for path in folder.glob("*.md")}
+    listed = re.findall(r"^- \[(.*)\]\(([^()]*)\)$", (folder / "README.md").read_text(), re.MULTILINE)
+    assert {name: title for title, name in listed} | {"README.md": "Decisions"} == titles
+
+
 def test_pages_that_the_code_names_exist() -> None:
     for package in ("ourdb", "compactor", "backup"):
         for file in (ROOT / package).rglob("*.py"):
