@@ -111,7 +111,8 @@ class _Compaction:
         sent = requests.counts()
         view = self._session.read()
         since_ms = self._window_start(view)
-        sets = find_sets(view, wish.strategy, since_ms=since_ms, spent=self._spent)
+        spent, weighed = self._remembered()
+        sets = find_sets(view, wish.strategy, since_ms=since_ms, spent=spent, weighed=weighed)
         before = newest_path(view)
         after = len(before)
         if sets:
@@ -141,10 +142,10 @@ class _Compaction:
         anchor = Anchor.of(view.head, local_ms=self._clock_ms(), store_ms=0)
         return None if window_ms is None else anchor.time_ms - window_ms
 
-    @property
-    def _spent(self) -> frozenset[str]:
-        meta = self._session.namespace.meta
-        return meta.spent(self._session.identity) if meta else frozenset()
+    def _remembered(self) -> tuple[frozenset[str], frozenset[str]]:
+        """What this machine knows of segments whose time is over."""
+        meta, identity = self._session.namespace.meta, self._session.identity
+        return (meta.spent(identity), meta.weighed(identity)) if meta else (frozenset(), frozenset())
 
     def _stand(self, view: View, *, drops: bool) -> Standing:
         """What the sets have in common. Refuses, before anything is uploaded, what could not be committed."""

@@ -121,7 +121,7 @@ class SetRun:
             from_start=self._set.from_start,
         )
         if not self._gains(merge):
-            self._note_spent(kept)
+            self._note_age(rules)
             return self._report("nothing to gain", kept, merge.figures)
         if standing.dry_run:
             return self._report("planned", kept, merge.figures)
@@ -150,6 +150,7 @@ class SetRun:
             view = publish(standing.session.namespace, standing.draft(change))
             if view is not None:
                 standing.view = view
+                self._note_merged(result.keys[-1])
                 return report
             self._patience.wait()
             standing.read()
@@ -189,13 +190,25 @@ class SetRun:
         same = now is not None and (now.parent, now.kept_to) == (was.parent, was.kept_to)
         return same and live.issuperset(self._set.keys)
 
-    def _note_spent(self, kept: Protection) -> None:
-        """So that the next runs need not read its index again: the window will not come back to it."""
-        session, meta = self._standing.session, self._standing.session.namespace.meta
-        over = kept.horizon is not None and kept.horizon >= self._set.last_seq
-        if meta and over and self._set.aged and not self._standing.dry_run:
-            for key in sorted(self._set.keys):
-                meta.note_spent(session.identity, session.url, key)
+    def _note_age(self, rules: Rules) -> None:
+        """So that the next runs need not read these indexes again: the window will not come back to them.
+        That the newest points of a policy are kept besides does not count: it would be so for ever."""
+        session, last = self._standing.session, self._set.segments[-1]
+        meta, since_ms = session.namespace.meta, rules.since_ms
+        over = since_ms is not None and last.name.last_time < since_ms
+        if not (meta and over and self._set.aged) or self._standing.dry_run:
+            return
+        if self._set.together:
+            meta.note_weighed(session.identity, session.url, last.key)
+            return
+        for key in sorted(self._set.keys):
+            meta.note_spent(session.identity, session.url, key)
+
+    def _note_merged(self, key: str) -> None:
+        """The same for what came out of a merge of all that is old: it ends with this segment."""
+        session = self._standing.session
+        if self._set.together and (meta := session.namespace.meta):
+            meta.note_weighed(session.identity, session.url, key)
 
     def _note_upload(self, key: str, upload_id: str) -> None:
         session = self._standing.session

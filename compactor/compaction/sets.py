@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
-from compactor.compaction.aged import aged_units
+from compactor.compaction.aged import aged_together, aged_units
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
 from compactor.head import Head
@@ -20,12 +20,14 @@ from compactor.windows import lost_range
 @dataclass(frozen=True, kw_only=True)
 class MergeSet:
     """Neighbours on a generation's path, to become one segment of it. later: where the segments behind them
-    end: points of the generation. aged: no strategy asked for it, its time is over."""
+    end: points of the generation. aged: no strategy asked for it, its time is over; together: with all that
+    is older."""
 
     generation: Generation
     steps: tuple[Step, ...]
     later: tuple[int, ...]
     aged: bool = False
+    together: bool = False
 
     @cached_property
     def segments(self) -> tuple[SegmentEntry, ...]:
@@ -65,17 +67,19 @@ def find_sets(
     *,
     since_ms: int | None = None,
     spent: frozenset[str] = frozenset(),
+    weighed: frozenset[str] = frozenset(),
 ) -> list[MergeSet]:
     """What a strategy merges on the path to the end of each generation.
 
     since_ms: where the window begins, None: nothing may be dropped. spent: keys of segments of which it is
-    known that little can be dropped.
+    known that little can be dropped. weighed: keys of those with which segments ended that were weighed
+    together.
 
     Segments that overlap others on the path stay as they are: where they join is known, and not what they
     hold there. `all` makes one set of an open line, across the points where it took over from what nobody
     writes any more; and if something may be dropped, a segment that lies alone is a set, too. `auto` leaves
-    alone what it has closed, until its time is over: then it is a set by itself (aged.py). Raises DamageError
-    (`store_damaged`) that names a range to which no path leads.
+    alone what it has closed, until its time is over: then it is a set by itself, or with all that is older
+    (aged.py). Raises DamageError (`store_damaged`) that names a range to which no path leads.
     """
     everything = isinstance(strategy, All)
     found = [
@@ -93,8 +97,15 @@ def find_sets(
             found += [_set_of(generation, path, segments) for segments in chosen]
             if isinstance(strategy, Auto) and since_ms is not None:
                 merged = {segment.key for segments in chosen for segment in segments}
-                old = aged_units(_units(piece), since_ms, without=merged | spent)
-                found += [replace(_set_of(generation, path, segments), aged=True) for segments in old]
+                units = _units(piece)
+                old = aged_together(
+                    units, since_ms, bytes_max=strategy.segment_bytes_max, weighed=weighed, without=merged
+                )
+                if old:
+                    found.append(replace(_set_of(generation, path, old), aged=True, together=True))
+                without = merged | spent | {segment.key for segment in old}
+                alone = aged_units(units, since_ms, without=without)
+                found += [replace(_set_of(generation, path, segments), aged=True) for segments in alone]
     return found
 
 

@@ -216,18 +216,19 @@ class MetaIndex:
 
     def note_spent(self, identity: str, url: str, key: str) -> None:
         """Remembers that little of this segment could be dropped now that its time is over."""
-        self._file.write(
-            lambda: self._file.db.table("spent").upsert(
-                {"namespace": self._owner(identity, url), "key": key}, pk=("namespace", "key")
-            )
-        )
+        self._note_key("spent", identity, url, key)
 
     def spent(self, identity: str) -> frozenset[str]:
         """The segments of which little could be dropped once their time was over."""
-        rows = self._file.read(
-            "select key from spent s join namespaces n on n.id = s.namespace where identity = ?", identity
-        )
-        return frozenset(row[0] for row in rows)
+        return self._keys("spent", identity)
+
+    def note_weighed(self, identity: str, url: str, key: str) -> None:
+        """Remembers that all segments up to this one were weighed together, or became it."""
+        self._note_key("weighed", identity, url, key)
+
+    def weighed(self, identity: str) -> frozenset[str]:
+        """The segments with which those ended that were weighed together."""
+        return self._keys("weighed", identity)
 
     def forget(self, identity: str) -> None:
         """Drops all that is known of a namespace, also that it once had a newer head."""
@@ -252,6 +253,19 @@ class MetaIndex:
         return [{name: value for name, value in row.items() if name != "namespace"} for row in rows]
 
     # -- rows
+
+    def _note_key(self, table: str, identity: str, url: str, key: str) -> None:
+        self._file.write(
+            lambda: self._file.db.table(table).upsert(
+                {"namespace": self._owner(identity, url), "key": key}, pk=("namespace", "key")
+            )
+        )
+
+    def _keys(self, table: str, identity: str) -> frozenset[str]:
+        rows = self._file.read(
+            f"select key from {table} t join namespaces n on n.id = t.namespace where identity = ?", identity
+        )
+        return frozenset(row[0] for row in rows)
 
     def _owner(self, identity: str, url: str) -> int:
         return tables.owner_of(self._file.db, identity, url)

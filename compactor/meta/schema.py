@@ -94,8 +94,14 @@ def _watch_and_note(db: Database) -> None:
     db.table("spent").create({"namespace": int, "key": str}, pk=("namespace", "key"), foreign_keys=OWNER)
 
 
-MIGRATIONS: tuple[Callable[[Database], None], ...] = (_create_tables, _watch_and_note)
+def _weigh(db: Database) -> None:
+    """Up to where the segments whose time is over were weighed together."""
+    db.table("weighed").create({"namespace": int, "key": str}, pk=("namespace", "key"), foreign_keys=OWNER)
+
+
+MIGRATIONS: tuple[Callable[[Database], None], ...] = (_create_tables, _watch_and_note, _weigh)
 TABLES = (
+    "weighed",
     "spent",
     "uploads",
     "monitored",
