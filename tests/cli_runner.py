@@ -8,7 +8,7 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from backup.cli import cli
+from backup.cli.group import cli
 
 
 @dataclass(frozen=True)

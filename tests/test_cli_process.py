@@ -77,6 +77,57 @@ def test_sigterm_is_exit_143(tmp_path: Path) -> None:
     assert err == b""
 
 
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", -2), ("SIGTERM", -15)])
+def test_signal_before_the_commands_are_there_is_no_traceback(name: str, code: int) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, module, *_):\n"
+        f"        if module == 'click': os.kill(os.getpid(), signal.{name})\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from backup.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("SIGINT", "KeyboardInterrupt"), ("SIGTERM", "Terminated")])
+def test_signal_in_a_finalizer_is_raised_once_more(name: str, kind: str) -> None:
+    script = (
+        "import os, signal, time\n"
+        "from backup.cli import signals\n"
+        "from backup.cli.failure import Terminated\n"
+        "class Deaf:\n"
+        f"    def __del__(self): os.kill(os.getpid(), signal.{name})\n"
+        "signals.raise_in_main(Terminated)\n"
+        "try:\n"
+        "    Deaf()\n"
+        "    time.sleep(30)\n"
+        "except BaseException as error:\n"
+        "    print(type(error).__name__)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{kind}\n", "")
+
+
+def test_ignored_interrupt_stays_ignored() -> None:
+    script = (
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from backup.cli import signals\n"
+        "from backup.cli.failure import Terminated\n"
+        "signals.end_silently()\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "signals.raise_in_main(Terminated)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_reader_that_goes_away_is_no_noise(tmp_path: Path) -> None:
     ok("init", tmp_path / "db")
     lines = b"".join(b'{"id": %d, "value": "%s"}\n' % (number, b"x" * 1000) for number in range(2_000))
