@@ -78,7 +78,8 @@ def unmonitor(url: str, *, meta: MetaPath = None) -> None:
 
 
 def list_monitored_namespaces(*, meta: MetaPath = None) -> list[Watched]:
-    """All that is monitored, by URL, as of the last sync of each (no request)."""
+    """All that is monitored, by URL, as of the last sync of each (no request). Raises DamageError
+    (`meta_damaged`) where the list was lost with a damaged meta index, until something is monitored again."""
     with lasting_index(meta) as index:
         return index.watchlist.all()
 

@@ -100,6 +100,36 @@ def test_one_of_several_that_fails_does_not_stop_the_others(databases: Path, tmp
     assert one in text.text
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("monitor", "list"), ("meta", "sync"), ("meta", "rebuild"), ("compact", "--all"), ("prune", "--all")],
+)
+def test_a_list_that_was_lost_with_the_meta_index_is_an_error_until_it_is_there_again(
+    databases: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    one = url(tmp_path, "a")
+    ok("monitor", "add", one)
+    for suffix in ("-wal", "-shm"):
+        (tmp_path / f"meta.db{suffix}").unlink(missing_ok=True)
+    (tmp_path / "meta.db").write_bytes(b"no database, and long enough to be looked at" * 100)
+    ok("backup", databases / "a", one)  # the first to find it goes on with a new one
+    error = failed(*words)
+    assert (error["kind"], error["exit_code"]) == ("meta_damaged", 14)
+    assert Path(error["path"]).name.startswith("meta.db.damaged-")
+    assert failed("monitor", "remove", one)["kind"] == "meta_damaged"
+    ok("monitor", "add", "--from", databases / "a")
+    ok(*words)
+
+
+def test_a_damaged_meta_index_that_is_removed_is_no_error_any_more(databases: Path, tmp_path: Path) -> None:
+    (tmp_path / "meta.db").write_bytes(b"")
+    (tmp_path / "meta.db.damaged-17").write_bytes(b"x")
+    (tmp_path / "meta.db.damaged-17-wal").write_bytes(b"x")
+    assert failed("monitor", "list")["path"] == str(tmp_path / "meta.db.damaged-17")
+    (tmp_path / "meta.db.damaged-17").unlink()
+    assert listed() == []
+
+
 def test_one_that_fails_alone_has_its_own_exit_code(tmp_path: Path) -> None:
     assert failed("monitor", "add", url(tmp_path, "none"))["kind"] == "no_namespace"
     assert failed("meta", "sync", url(tmp_path, "none"))["kind"] == "not_monitored"
@@ -134,4 +164,4 @@ def test_what_makes_no_sense_is_a_usage_error(words: tuple[str, ...]) -> None:
 def test_nothing_monitored_is_nothing_to_do() -> None:
     assert ok("monitor", "list", "--json").json == {"namespaces": []}
     assert ok("meta", "sync", "--json").json == {"namespaces": []}
-    assert ok("meta", "sync").text == ""
+    assert ok("meta", "sync").text == "nothing is monitored: ourdb monitor add URL\n"

@@ -267,13 +267,16 @@ def test_an_index_that_becomes_unwritable_in_a_run_does_not_stop_it(site: Site) 
     assert site.ship(1).head.revision == 3
 
 
-def test_an_index_of_a_newer_version_is_refused(path: Path) -> None:
+def test_an_index_of_a_newer_version_is_refused_and_unchanged(path: Path) -> None:
     MetaIndex.open(path).close()
     connection = sqlite3.connect(path)
+    connection.execute("pragma journal_mode = delete")
     connection.execute(f"pragma user_version = {len(MIGRATIONS) + 1}")
     connection.close()
+    before = path.read_bytes()
     with pytest.raises(UnknownFormatError, match="--meta"):
         MetaIndex.open(path)
+    assert path.read_bytes() == before
 
 
 def test_the_database_of_another_program_is_refused_and_unchanged(path: Path) -> None:

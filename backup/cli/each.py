@@ -14,6 +14,7 @@ from backup.cli.output import note, print_json, print_text
 if TYPE_CHECKING:
     from ourdb.errors import Error
 
+NOTHING_MONITORED = "nothing is monitored: ourdb monitor add URL"
 Done = TypeVar("Done")
 
 
@@ -86,5 +87,5 @@ def end_all(
         print_text(one.url)
         print_one(one)
     if not done and not failed:
-        print_text("nothing is monitored: ourdb monitor add URL")
+        print_text(NOTHING_MONITORED)
     return report(error, as_json=False) if error else 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from backup.cli.command import command, meta_option, parse_directory
-from backup.cli.each import incomplete, try_each
+from backup.cli.each import NOTHING_MONITORED, incomplete, try_each
 from backup.cli.failure import report
 from backup.cli.output import count, note, print_json, print_table, print_text
 
@@ -89,6 +89,8 @@ def meta_command(action: str, urls: tuple[str, ...], full: bool, meta: Path | No
     done = (
         compactor.rebuild_meta(meta=meta) if action == "rebuild" else compactor.sync_all(full=full, meta=meta)
     )
+    if not as_json and not done.synced and not done.failed:
+        print_text(NOTHING_MONITORED)
     return _end_sync({report.namespace.url: report for report in done.synced}, done.failed, as_json)
 
 

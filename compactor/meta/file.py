@@ -19,6 +19,7 @@ from ourdb.errors import InvalidError, UnknownFormatError
 Result = TypeVar("Result")
 BUSY_SECONDS = 30
 MEMORY = ":memory:"
+_ASIDE = ".damaged-"  # and when, in ns; before `-wal` and `-shm`
 
 
 class MetaFile:
@@ -52,6 +53,17 @@ class MetaFile:
                 action()
 
         self.do(transaction)
+
+    def set_aside(self) -> Path | None:
+        """The newest file that was damaged and moved aside, as long as nobody removes it."""
+        if self.path is None:
+            return None
+        prefix = f"{self.path.name}{_ASIDE}"
+        with suppress(OSError):
+            names = [name for name in os.listdir(self.path.parent) if name.startswith(prefix)]
+            mains = [name for name in names if name.removeprefix(prefix).isdecimal()]
+            return self.path.with_name(max(mains)) if mains else None
+        return None
 
     def vacuum(self) -> None:
         """Gives the space of deleted rows back; not while another process is at work."""
@@ -114,10 +126,11 @@ class MetaFile:
         try:
             db = Database(connection)
             _refuse_foreign(connection, path)
+            _refuse_newer(db, path)  # before a pragma writes to it
             connection.execute("PRAGMA journal_mode = wal")
             connection.execute("PRAGMA synchronous = normal")
             connection.execute("PRAGMA foreign_keys = on")
-            self._migrate(db, path)
+            self._migrate(db)
         except BaseException:
             connection.close()
             raise
@@ -125,15 +138,8 @@ class MetaFile:
         self.lasting = True
         return db
 
-    def _migrate(self, db: Database, path: Path | str) -> None:
-        version = _version(db)
-        if version > len(MIGRATIONS):
-            raise UnknownFormatError(
-                f"the meta index has version {version}, and this program knows {len(MIGRATIONS)}: {path} "
-                "(use a newer program, or another file with --meta)",
-                path=str(path),
-            )
-        if version < len(MIGRATIONS):
+    def _migrate(self, db: Database) -> None:
+        if _version(db) < len(MIGRATIONS):
             db.conn.execute("BEGIN IMMEDIATE")
             try:
                 for step in range(_version(db), len(MIGRATIONS)):  # another process may have been first
@@ -151,13 +157,13 @@ class MetaFile:
         connection = sqlite3.connect(MEMORY, check_same_thread=False)
         connection.execute("PRAGMA foreign_keys = on")
         db = Database(connection)
-        self._migrate(db, MEMORY)
+        self._migrate(db)
         return db
 
     def _move_aside(self, why: str) -> None:
         """The log before the file: beside a new file an old log would be taken for its own."""
         assert self.path is not None
-        aside = self.path.with_name(f"{self.path.name}.damaged-{time.time_ns()}")
+        aside = self.path.with_name(f"{self.path.name}{_ASIDE}{time.time_ns()}")
         self.note = f"the meta index was damaged and is built anew, the old one is kept: {why}: {aside}"
         for suffix in ("-wal", "-shm", ""):
             with suppress(OSError):
@@ -176,6 +182,16 @@ def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
     if tables and not version:
         raise InvalidError(
             f"not a meta index, but some other SQLite database: {path} (use another file with --meta)",
+            path=str(path),
+        )
+
+
+def _refuse_newer(db: Database, path: Path) -> None:
+    version = _version(db)
+    if version > len(MIGRATIONS):
+        raise UnknownFormatError(
+            f"the meta index has version {version}, and this program knows {len(MIGRATIONS)}: {path} "
+            "(use a newer program, or another file with --meta)",
             path=str(path),
         )
 

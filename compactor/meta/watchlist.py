@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from compactor.meta import tables
 from compactor.meta.file import MetaFile
+from ourdb.errors import DamageError
 
 _WATCHED = """
     select n.identity, m.url, n.uuid, m.since_ms, m.synced_ms,
@@ -76,5 +77,15 @@ class Watchlist:
         return Watched(*rows[0]) if rows else None
 
     def all(self) -> list[Watched]:
-        """All that is monitored, by URL."""
-        return [Watched(*row) for row in self._file.read(f"{_WATCHED} order by m.url")]
+        """All that is monitored, by URL. Raises DamageError (`meta_damaged`) if that is nothing and a damaged
+        meta index lies beside this one: what was monitored may stand there alone."""
+        found = [Watched(*row) for row in self._file.read(f"{_WATCHED} order by m.url")]
+        aside = None if found else self._file.set_aside()
+        if aside is not None:
+            raise DamageError(
+                "the meta index was damaged, and which namespaces are monitored is lost with it (ourdb "
+                f"monitor add URL, or --from DIR; if none were, remove the old file): {aside}",
+                kind="meta_damaged",
+                path=str(aside),
+            )
+        return found
