@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from compactor.entries import SegmentEntry
+from ourdb.names import CHAIN_AFTER_PLACE, CHAIN_BEFORE_PLACE, FIRST_PLACE, LAST_PLACE
 from ourdb.record import SEQ_MAX
 from ourdb.segment.summary import Run
 
 SEGMENT_COST = 1 << 56  # a cost is one number: segments first, then bytes
 START, NONE, SEVERAL = -1, -2, -3  # instead of the edge before: where the path starts; none; more than one
 _PIECE = 1 << 12
-_LAST, _FIRST, _BEFORE, _AFTER = 0, 17, 77, 86  # in a file name
 _LOW, _ONES = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)  # of each of eight bytes
 
 Ints = npt.NDArray[np.int64]
@@ -202,8 +202,8 @@ def _columns(segments: Sequence[SegmentEntry]) -> _Columns:
         where = slice(begin, begin + len(piece))
         names = "".join([segment.file_name for segment in piece]).encode()
         text = np.frombuffer(names, np.uint8).reshape(len(piece), -1)
-        first[where], last[where] = _long(text, _FIRST), _long(text, _LAST)
-        before[where], after[where] = _number(text, _BEFORE), _number(text, _AFTER)
+        first[where], last[where] = _long(text, FIRST_PLACE), _long(text, LAST_PLACE)
+        before[where], after[where] = _number(text, CHAIN_BEFORE_PLACE), _number(text, CHAIN_AFTER_PLACE)
         sizes[where] = [segment.bytes for segment in piece]
         special += [i for i, s in enumerate(piece, begin) if s.runs is not None or s.stretch is not None]
     return _Columns(first, last, before, after, sizes, special)

@@ -13,6 +13,9 @@ SEGMENTS_PREFIX = "segments/"
 LISTS_PREFIX = "lists/"
 FILE_NR_MAX = 65_535
 
+# Where the fields that a path is planned on begin in a segment's name, which has a fixed width.
+LAST_PLACE, FIRST_PLACE, CHAIN_BEFORE_PLACE, CHAIN_AFTER_PLACE = 0, 17, 77, 86
+
 _NONE_16 = "f" * 16
 _UNKNOWN_8 = "x" * 8
 _DATA_FILE = re.compile(r"(0|[1-9][0-9]{0,4})\.db", re.ASCII)

@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 
 from ourdb.errors import InvalidError
 from ourdb.names import (
+    CHAIN_AFTER_PLACE,
+    CHAIN_BEFORE_PLACE,
+    FIRST_PLACE,
     HEAD_KEY,
+    LAST_PLACE,
     ListKey,
     SegmentKey,
     SegmentName,
@@ -70,6 +74,14 @@ def test_segment_names_come_back_and_sort_as_their_text(
     assert len(one.format()) == 132
     if (one.last_seq, one.first_seq) < (two.last_seq, two.first_seq):
         assert one.format() < two.format()
+
+
+def test_fields_of_a_segment_name_are_at_their_places() -> None:
+    text = replace(NAME, chain_after=0xFEEDF00D).format()
+    assert int(text[LAST_PLACE:][:16], 16) == NAME.last_seq
+    assert int(text[FIRST_PLACE:][:16], 16) == NAME.first_seq
+    assert int(text[CHAIN_BEFORE_PLACE:][:8], 16) == NAME.chain_before
+    assert int(text[CHAIN_AFTER_PLACE:][:8], 16) == 0xFEEDF00D
 
 
 def test_segment_name_is_as_documented() -> None:
