@@ -28,7 +28,7 @@ from compactor.store.base import Store
 from compactor.store.memory import shared_bucket
 from compactor.view import View
 from ourdb.errors import UnreachableError
-from ourdb.record import TOMBSTONE, decode_record
+from tests.segment_tools import Record, decoded
 from tests.worlds import DAY_0, HOUR, UUID, Log, State, World, Write, memory_world
 
 G1, G2, G3 = "1" * 16, "2" * 16, "3" * 16
@@ -45,7 +45,7 @@ class Bench:
         self.world = world or memory_world()
         self.now_ms = DAY_0 + 365 * DAY
         self.skew_ms = 0
-        self._read: dict[str, list[tuple[int, int, bytes | None]]] = {}
+        self._read: dict[str, list[Record]] = {}
         if self.world.store.url.scheme == "memory":
             shared_bucket(self.world.store.url.bucket).clock_ms = lambda: self.now_ms
 
@@ -132,17 +132,10 @@ class Bench:
                         held[id_] = value
         return held
 
-    def _records(self, entry: SegmentEntry) -> list[tuple[int, int, bytes | None]]:
-        """What a segment holds: seq, id, value; each is read once."""
+    def _records(self, entry: SegmentEntry) -> list[Record]:
+        """What a segment holds; each is read once."""
         if entry.key not in self._read:
-            found = self._read[entry.key] = []
-            for columns, raw in open_segment(self.world.store, entry, UUID).blocks():
-                offset = 0
-                for length in columns.raw_sizes.tolist():
-                    record = decode_record(raw, offset)
-                    offset += length
-                    value = None if record.flags & TOMBSTONE else bytes(record.value)
-                    found.append((record.seq, record.id, value))
+            self._read[entry.key] = list(decoded(open_segment(self.world.store, entry, UUID)))
         return self._read[entry.key]
 
     def find(self, generation: str | None = None, **wanted: Any) -> int:

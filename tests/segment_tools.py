@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from crc32c import crc32c
 from zstandard import ZstdCompressor
 
 from ourdb.config import Config
-from ourdb.record import BATCH_GOES_ON, TOMBSTONE, encode_record
+from ourdb.record import BATCH_GOES_ON, TOMBSTONE, decode_record, encode_record
 from ourdb.segment.block import BLOCK_RAW_TARGET, Block, cut_blocks, encode_block
 from ourdb.segment.columns import Columns, columns_at
 from ourdb.segment.header import Header
@@ -126,6 +127,24 @@ def build(
             start += block.records
         writer.finish()
     return bytes(out)
+
+
+class Record(NamedTuple):
+    """value: None is a deletion."""
+
+    seq: int
+    id: int
+    value: bytes | None
+
+
+def decoded(segment: SegmentReader) -> Iterator[Record]:
+    """All records, verified and decoded one by one."""
+    for columns, raw in segment.blocks():
+        offset = 0
+        for length in columns.raw_sizes.tolist():
+            record = decode_record(raw, offset)
+            offset += length
+            yield Record(record.seq, record.id, None if record.flags & TOMBSTONE else bytes(record.value))
 
 
 def open_bytes(data: bytes, *, index_bytes: int | None = None, where: str | None = None) -> SegmentReader:

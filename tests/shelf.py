@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from backup.common import open_segment
 from compactor.entries import SegmentEntry
@@ -13,14 +12,8 @@ from compactor.offers import offered
 from compactor.path import route
 from compactor.store.base import Store
 from compactor.view import View
-from ourdb.record import TOMBSTONE, decode_record
 from tests.promises import History, Point, Promises, State
-
-
-class Record(NamedTuple):
-    seq: int
-    id: int
-    value: bytes | None
+from tests.segment_tools import Record, decoded
 
 
 class Shelf:
@@ -48,16 +41,8 @@ class Shelf:
 
     def _segment(self, view: View, entry: SegmentEntry) -> list[Record]:
         if entry.key not in self._records:
-            found = []
-            for columns, raw in open_segment(self._store, entry, bytes.fromhex(view.head.uuid)).blocks():
-                offset = 0
-                for length in columns.raw_sizes.tolist():
-                    record = decode_record(raw, offset)
-                    offset += length
-                    found.append(
-                        Record(record.seq, record.id, None if record.flags & TOMBSTONE else record.value)
-                    )
-            self._records[entry.key] = found
+            segment = open_segment(self._store, entry, bytes.fromhex(view.head.uuid))
+            self._records[entry.key] = list(decoded(segment))
         return self._records[entry.key]
 
 
