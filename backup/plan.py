@@ -36,9 +36,6 @@ class Before:
         return cls(known=line.known.get(store), mark=line.shipped(store))
 
 
-NOTHING_BEFORE = Before(known=None, mark=None)
-
-
 class StoreFacts(Protocol):
     """Answers about the store that may need a look at the index of a segment."""
 

@@ -20,7 +20,7 @@ import numpy as np
 import zstandard
 
 from compactor.entries import SegmentEntry
-from compactor.merging import Figures, Merger
+from compactor.merging import Figures, Merge, Merger
 from compactor.path import Step
 from compactor.store import Store, open_store
 from ourdb.config import Config
@@ -134,7 +134,7 @@ def merge_well(
     """The merge of the product, with all of its checks."""
     steps = [Step(entry, entry.first_seq - 1, entry.last_seq) for entry in entries]
     with Merger(store, _UUID.hex(), threads=THREADS) as merger:
-        merge = merger.open(steps).plan(horizon=horizon, pins=(), from_start=True)
+        merge = Merge.of(merger.open(steps), horizon=horizon, pins=(), from_start=True)
         written = merge.write(generation=GENERATION, made=1)
     return [entry.key for entry in written.entries], written.figures
 

@@ -89,7 +89,8 @@ def plan_merge(
     before its start); None: nothing is dropped at all. pins: seqs (branch points too) that are protected;
     those outside of the range do not count. keep_versions: as many newest versions of each id are kept
     besides. from_start: the merge begins at seq 1 of a generation without parent, so that a tombstone may go
-    when nothing older of its id is kept.
+    when nothing older of its id is kept. keys: of all sources, where they can be read at once; None: one by
+    one.
 
     Protected seqs count where the sources are exact. InvalidError for sources that do not join, and for a pin
     that is not exact or does not end a batch. DamageError if columns contradict their summary.

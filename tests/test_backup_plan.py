@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backup.plan import (
-    NOTHING_BEFORE,
     Before,
     Facts,
     Gap,
@@ -95,7 +94,7 @@ def facts(**changes: Any) -> Facts:
         uuid=UUID,
         head=head(gen(OURS, 10)),
         line=LINE,
-        before=NOTHING_BEFORE,
+        before=Before(known=None, mark=None),
         end=10,
         chain_at=chain,
         offered=Offered(),

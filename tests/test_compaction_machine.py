@@ -34,7 +34,7 @@ from compactor.compaction.run import compact_session
 from compactor.entries import SegmentEntry
 from compactor.follow import Change, Writer, follow
 from compactor.lineage import owner_of, segments_of
-from compactor.merging import Merger
+from compactor.merging import Merge, Merger
 from compactor.path import Step, plan_path
 from compactor.policy import DAY_MS, HOUR_MS
 from compactor.publish import publish
@@ -44,7 +44,8 @@ from ourdb.errors import DamageError, Error, UnreachableError
 from ourdb.units import parse_time
 from tests.keeping import Directory, Yard, standing
 from tests.promises import Owner, Point
-from tests.shelf import Record, Shelf, all_points, check_point, children_of, name_of, points_on_line
+from tests.segment_tools import Record
+from tests.shelf import Shelf, all_points, check_point, children_of, name_of, points_on_line
 
 EXAMPLES = int(os.environ.get("OURDB_COMPACTION", "0"))
 MINUTE_MS, SECOND_MS = 60_000, 1000
@@ -198,7 +199,7 @@ class Retention(RuleBasedStateMachine):
         with self.yard.session() as session:
             namespace, held = session.namespace, session.read()
             with Merger(session.store, held.head.uuid) as merger:
-                plan = merger.open(some).plan(horizon=None, pins=(), from_start=False)
+                plan = Merge.of(merger.open(some), horizon=None, pins=(), from_start=False)
                 written = plan.write(generation=generation.id, made=held.head.revision)
             writer = Writer(
                 uuid=held.head.uuid, namespace=namespace.name, config=held.head.config, host=namespace.host.id

@@ -81,7 +81,8 @@ def merged_as_the_reference_says(
         versions=versions,
         from_start=from_start,
     )
-    merge = sources.plan(
+    merge = Merge.of(
+        sources,
         horizon=horizon,
         pins=pins,
         keep_versions=versions,
@@ -157,7 +158,7 @@ def test_merge_across_a_branch_point_holds_what_the_reference_keeps(data: st.Dat
 
 def plan(merger: Merger, steps: Sequence[Step], **options: object) -> Merge:
     wanted = {"horizon": None, "pins": (), "from_start": steps[0].segment.first_seq == 1} | options
-    return merger.open(steps).plan(**wanted)  # type: ignore[arg-type]
+    return Merge.of(merger.open(steps), **wanted)  # type: ignore[arg-type]
 
 
 def test_files_are_byte_by_byte_what_the_store_would_have(tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_nothing_is_asked_of_the_store_to_plan() -> None:
     with merger_of(world) as merger:
         sources = merger.open(steps_of(world.segments))
         before = world.store.requests.counts()
-        merges = [sources.plan(horizon=h, pins=[60], from_start=True) for h in (None, 1, 100, 200)]
+        merges = [Merge.of(sources, horizon=h, pins=[60], from_start=True) for h in (None, 1, 100, 200)]
         assert [merge.drops for merge in merges] == [False, False, True, True]
         assert all(merge.figures.requests["GET"] for merge in merges)
         assert world.store.requests.counts() == before

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 import pytest
 
 import compactor.merging.writer
+from compactor.merging import Merge
 from compactor.store import open_store
 from ourdb.segment.reader import TAIL_BYTES
 from ourdb.units import MIB
@@ -59,7 +60,7 @@ def decoding() -> Iterator[list[int]]:
 def test_a_merge_of_large_segments_that_only_grew_fetches_indexes_only(large: World) -> None:
     world = large
     with merger_of(world) as merger:
-        merge = merger.open(steps_of(world.segments)).plan(horizon=None, pins=(), from_start=True)
+        merge = Merge.of(merger.open(steps_of(world.segments)), horizon=None, pins=(), from_start=True)
         before = world.store.requests.counts()
         with decoding() as decoded:
             figures = merge.write(generation=G1, made=1).figures
@@ -77,7 +78,7 @@ def test_a_merge_of_large_segments_that_only_grew_fetches_indexes_only(large: Wo
 def test_progress_counts_what_is_fetched_and_what_is_copied(large: World) -> None:
     told: list[int] = []
     with merger_of(large, on_bytes=told.append) as merger:
-        merge = merger.open(steps_of(large.segments)).plan(horizon=None, pins=(), from_start=True)
+        merge = Merge.of(merger.open(steps_of(large.segments)), horizon=None, pins=(), from_start=True)
         assert sum(told) == merge.figures.index_bytes
         figures = merge.write(generation=G1, made=1).figures
     assert sum(told) == figures.index_bytes + figures.bytes_copied
@@ -93,7 +94,9 @@ def test_each_store_copies_long_ranges_itself(store_url: str) -> None:
         world = World(store)
         world.line(G1, log, (2_200, 4_400))
         with merger_of(world) as merger:
-            merge = merger.open(steps_of(world.segments)).plan(horizon=len(log), pins=(), from_start=True)
+            merge = Merge.of(
+                merger.open(steps_of(world.segments)), horizon=len(log), pins=(), from_start=True
+            )
             written = merge.write(generation=G1, made=1)
         figures = written.figures
         assert figures.bytes_copied > 2_200 * VALUE
@@ -109,7 +112,7 @@ def test_each_store_copies_long_ranges_itself(store_url: str) -> None:
 def test_small_segments_are_fetched_once_and_never_decoded() -> None:
     world = world_of(writes(2_000, ids=2_000), *range(40, 2_000, 40))
     with merger_of(world) as merger:
-        merge = merger.open(steps_of(world.segments)).plan(horizon=None, pins=(), from_start=True)
+        merge = Merge.of(merger.open(steps_of(world.segments)), horizon=None, pins=(), from_start=True)
         with decoding() as decoded:
             figures = merge.write(generation=G1, made=1).figures
     assert decoded == []
@@ -122,7 +125,7 @@ def test_small_segments_are_fetched_once_and_never_decoded() -> None:
 def test_what_is_between_is_fetched_in_few_requests() -> None:
     world = world_of(noise_log(1_000, 1_000), 500)
     with merger_of(world) as merger:
-        merge = merger.open(steps_of(world.segments)).plan(horizon=None, pins=(), from_start=True)
+        merge = Merge.of(merger.open(steps_of(world.segments)), horizon=None, pins=(), from_start=True)
         with decoding() as decoded:
             figures = merge.write(generation=G1, made=1).figures
     assert decoded == []
@@ -143,7 +146,7 @@ def test_dead_blocks_are_never_fetched_and_only_mixed_ones_decoded() -> None:
     log.batch([(n, b"new") for n in range(5)], DAY_0 + 2_000)
     world = world_of(log)
     with merger_of(world) as merger:
-        merge = merger.open(steps_of(world.segments)).plan(horizon=len(log), pins=(), from_start=True)
+        merge = Merge.of(merger.open(steps_of(world.segments)), horizon=len(log), pins=(), from_start=True)
         with decoding() as decoded:
             written = merge.write(generation=G1, made=1)
     assert len(decoded) == 100
@@ -165,7 +168,7 @@ def test_half_of_the_blocks_dead_costs_what_the_mixed_ones_have() -> None:
         log.batch([(50_000 + n, noise(n))], DAY_0 + 20_000 + n)
     world = world_of(log, 4_000)
     with merger_of(world) as merger:
-        merge = merger.open(steps_of(world.segments)).plan(horizon=len(log), pins=(), from_start=True)
+        merge = Merge.of(merger.open(steps_of(world.segments)), horizon=len(log), pins=(), from_start=True)
         figures = merge.write(generation=G1, made=1).figures
     assert 390 * BLOCK < figures.bytes_decoded <= 400 * BLOCK
     assert figures.bytes_fetched <= 1.05 * figures.bytes_decoded
@@ -175,8 +178,8 @@ def test_half_of_the_blocks_dead_costs_what_the_mixed_ones_have() -> None:
 def test_memory_does_not_grow_with_the_sources(large: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compactor.merging.writer, "WAITING_BYTES", 8 * MIB)
     with merger_of(large, threads=2) as merger:
-        merge = merger.open(steps_of(large.segments)).plan(
-            horizon=None, pins=(), from_start=True, copy_min=1 << 60
+        merge = Merge.of(
+            merger.open(steps_of(large.segments)), horizon=None, pins=(), from_start=True, copy_min=1 << 60
         )
         taken = 0
         tracemalloc.start()

@@ -10,6 +10,7 @@ import pytest
 
 import compactor.fetch
 import compactor.merging.merge
+from compactor.merging import Merge
 from compactor.merging.compare import compare_states
 from compactor.store.base import NoSuchKey
 from ourdb.errors import DamageError
@@ -30,7 +31,7 @@ def world() -> World:
 def merge(world: World, horizon: int | None = None) -> None:
     with merger_of(world) as merger:
         sources = merger.open(steps_of(world.segments))
-        sources.plan(horizon=horizon, pins=(), from_start=True).write(generation=G1, made=1)
+        Merge.of(sources, horizon=horizon, pins=(), from_start=True).write(generation=G1, made=1)
 
 
 def assert_named(world: World, number: int, act: Callable[[], None]) -> None:
@@ -85,7 +86,7 @@ def test_source_that_is_gone_is_no_damage(world: World, monkeypatch: pytest.Monk
     monkeypatch.setattr(compactor.fetch, "TAIL_BYTES", 1)
     key = world.segments[1].key
     with merger_of(world) as merger:
-        plan = merger.open(steps_of(world.segments)).plan(horizon=None, pins=(), from_start=True)
+        plan = Merge.of(merger.open(steps_of(world.segments)), horizon=None, pins=(), from_start=True)
         assert not world.store.delete_many([key])
         with pytest.raises(NoSuchKey) as caught:
             plan.write(generation=G1, made=1)
@@ -101,7 +102,7 @@ def test_source_that_is_another_object_now_is_not_copied(
     monkeypatch.setattr(compactor.fetch, "TAIL_BYTES", 1)
     with merger_of(world) as merger:
         sources = merger.open(steps_of(world.segments))
-        plan = sources.plan(horizon=None, pins=(), from_start=True)
+        plan = Merge.of(sources, horizon=None, pins=(), from_start=True)
         world.flip(world.segments[1].key, HEADER_BYTES + 5)
         with pytest.raises(DamageError) as caught:
             plan.write(generation=G1, made=1)
@@ -112,8 +113,8 @@ def test_result_that_is_not_what_was_written_is_damage(world: World, monkeypatch
     """A store that answers with an older merge of the same range, or with other bytes."""
     with merger_of(world) as merger:
         sources = merger.open(steps_of(world.segments))
-        narrow = sources.plan(horizon=250, pins=(), from_start=True)
-        wide = sources.plan(horizon=50, pins=(), from_start=True)
+        narrow = Merge.of(sources, horizon=250, pins=(), from_start=True)
+        wide = Merge.of(sources, horizon=50, pins=(), from_start=True)
         first = narrow.write(generation=G1, made=1, random_u64=lambda: 7).entries[0]
         real = world.store.assemble
 
@@ -147,7 +148,7 @@ def test_merge_that_keeps_too_little_does_not_come_through(
     """Whatever is wrong with what decides over life and death: the states are compared without it."""
     with merger_of(world) as merger:
         sources = merger.open(steps_of(world.segments))
-        plan = sources.plan(horizon=280, pins=(), from_start=True)
+        plan = Merge.of(sources, horizon=280, pins=(), from_start=True)
         lost = int(np.flatnonzero(plan.live)[0])
         live = plan.live.copy()
         live[lost] = False

@@ -21,7 +21,8 @@ from compactor.lineage import marked_points
 from compactor.policy import Policy, boundaries
 from ourdb.errors import DamageError
 from ourdb.merge import SourceColumns
-from ourdb.record import BATCH_GOES_ON, TIME_MAX
+from ourdb.record import TIME_MAX
+from ourdb.segment.columns import batch_ends
 from ourdb.segment.summary import Run
 from ourdb.units import format_time
 
@@ -141,7 +142,7 @@ def _last_ends(source: SourceColumns, run: Run, times: Sequence[int]) -> list[in
     """The last batch end of a run up to each of these times (ascending, none before the first one)."""
     wanted = np.array(times, np.uint64)
     found = np.zeros(len(times), np.uint64)
-    for seqs, ends_at in _batch_ends(source, run):
+    for seqs, ends_at in _ends_of(source, run):
         at = np.searchsorted(ends_at, wanted, "right")
         found[at > 0] = seqs[at[at > 0] - 1]
         if len(ends_at) and int(ends_at[-1]) > times[-1]:
@@ -167,18 +168,18 @@ def _newest_of(source: SourceColumns, run: Run, count: int, upto: int) -> list[i
     if run.last_seq <= upto and (count == 1 or run.first_seq == run.last_seq):
         return [run.last_seq]
     ends = np.empty(0, np.uint64)
-    for seqs, _ in _batch_ends(source, run):
+    for seqs, _ in _ends_of(source, run):
         ends = np.concatenate([ends, seqs[seqs <= np.uint64(upto)]])[-count:]
     return [int(seq) for seq in ends]
 
 
-def _batch_ends(
+def _ends_of(
     source: SourceColumns, run: Run
 ) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]]:
     """Seqs and times of the batch ends of a run, in pieces."""
     for columns in source.columns(run.first_seq, run.last_seq):
         seqs = columns.seq
-        ends = ((columns.flags & np.uint16(BATCH_GOES_ON)) == 0) | (seqs == np.uint64(run.last_seq))
+        ends = batch_ends(columns, closed=False) | (seqs == np.uint64(run.last_seq))
         ends &= (seqs >= np.uint64(run.first_seq)) & (seqs <= np.uint64(run.last_seq))
         yield seqs[ends], columns.time[ends]
 

@@ -114,7 +114,8 @@ class SetRun:
         sources = self._merger.open(self._set.steps)
         policy, rules = standing.policy, standing.rules(generation)
         kept = protect(sources.columns, rules, later=self._set.later)
-        merge = sources.plan(
+        merge = Merge.of(
+            sources,
             horizon=kept.horizon,
             pins=kept.pins,
             keep_versions=policy.keep_versions,

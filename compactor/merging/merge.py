@@ -8,7 +8,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +18,22 @@ from compactor.merging.compare import compare_states
 from compactor.merging.figures import Figures, Spent, sum_requests
 from compactor.merging.files import open_file, write_file
 from compactor.merging.selection import Estimate, Selection
+from compactor.merging.sources import Sources
 from compactor.merging.writer import Body
 from compactor.path import Step
+from compactor.store.parts import COPY_BYTES_MIN
 from ourdb.errors import DamageError
+from ourdb.layout import Cutter, kept_columns, summarize_cuts
+from ourdb.merge import plan_merge
 from ourdb.names import parse_generation
 from ourdb.segment.claims import ClaimChecker
 from ourdb.segment.footer import Footer
 from ourdb.segment.reader import SegmentReader
 from ourdb.segment.summary import Summary
 from ourdb.segment.writer import FooterPlan
+from ourdb.units import GIB
 
-if TYPE_CHECKING:
-    from compactor.merging.sources import Sources
+STRETCH_RAW_MAX = 3 * GIB  # of records among which nothing is exact: more of them become parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """What a merge comes to; nothing was written. Sources.plan makes it.
+    """What a merge comes to; nothing was written. `of` plans it.
 
     summary: of all of it. outputs: of each segment that comes out: one, or more where a stretch is cut into
     parts. live: which records of the sources are kept. from_start: nothing lies before them. copy_min: bytes
@@ -56,6 +59,42 @@ class Merge:
     live: npt.NDArray[np.bool_] = field(repr=False, compare=False)
     from_start: bool
     copy_min: int
+
+    @classmethod
+    def of(
+        cls,
+        sources: Sources,
+        *,
+        horizon: int | None,
+        pins: Sequence[int],
+        keep_versions: int = 0,
+        from_start: bool,
+        stretch_max: int = STRETCH_RAW_MAX,
+        copy_min: int = COPY_BYTES_MIN,
+    ) -> Merge:
+        """What the merge of these sources comes to; horizon, pins, keep_versions and from_start as in
+        ourdb.merge.plan_merge, which says what it raises. No request is made for it.
+
+        stretch_max: where nothing is exact within so many raw bytes, they become parts. copy_min: whole
+        blocks that touch are copied within the store if they have so many bytes.
+        """
+        plan = plan_merge(
+            sources.columns,
+            horizon=horizon,
+            pins=pins,
+            keep_versions=keep_versions,
+            from_start=from_start,
+            keys=sources.records.keys,
+        )
+        live = np.concatenate(plan.live)
+        return cls(
+            sources=sources,
+            summary=plan.summary,
+            outputs=_cut(sources, plan.summary, live, stretch_max),
+            live=live,
+            from_start=from_start,
+            copy_min=copy_min,
+        )
 
     @property
     def drops(self) -> bool:
@@ -208,3 +247,18 @@ class Merge:
             bytes_written=bytes_after - spent.copied,
             requests=spent.requests,
         )
+
+
+def _cut(
+    sources: Sources, summary: Summary, live: npt.NDArray[np.bool_], stretch_max: int
+) -> tuple[Summary, ...]:
+    """The segments that come out."""
+    if sources.raw_bytes <= stretch_max or summary.exact:
+        return (summary,)
+    cutter = Cutter(summary.first_seq, summary.runs, stretch_max, 0, stretches_only=True)
+    start = 0
+    for source in sources.columns:
+        for columns, closed in kept_columns(source, live[start : start + source.summary.records]):
+            cutter.add(columns, closed=closed)
+        start += source.summary.records
+    return tuple(summarize_cuts(summary, cutter.cuts(), sources.records.columns))

@@ -10,27 +10,20 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from compactor.fetch import SegmentFetcher, located
 from compactor.merging.figures import Spent, Tally
-from compactor.merging.merge import Merge
 from compactor.merging.records import Records
 from compactor.path import Step
 from compactor.spool import IndexSpool, temporary_file
 from compactor.store.base import CopyRange, Store
-from compactor.store.parts import COPY_BYTES_MIN
 from ourdb.errors import InvalidError
 from ourdb.files import FileSystem
-from ourdb.layout import Cutter, kept_columns, summarize_cuts
-from ourdb.merge import SourceColumns, plan_merge
+from ourdb.merge import SourceColumns
 from ourdb.segment.claims import ClaimChecker
 from ourdb.segment.index import LAYOUTS
 from ourdb.segment.page import Page
 from ourdb.segment.summary import Summary, cut_summary
-from ourdb.units import GIB
-
-STRETCH_RAW_MAX = 3 * GIB  # of records among which nothing is exact: more of them become parts
 
 
 class Merger:
@@ -139,41 +132,6 @@ class Sources:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def plan(
-        self,
-        *,
-        horizon: int | None,
-        pins: Sequence[int],
-        keep_versions: int = 0,
-        from_start: bool,
-        stretch_max: int = STRETCH_RAW_MAX,
-        copy_min: int = COPY_BYTES_MIN,
-    ) -> Merge:
-        """What their merge comes to; horizon, pins, keep_versions and from_start as in
-        ourdb.merge.plan_merge, which says what it raises. No request is made for it.
-
-        stretch_max: where nothing is exact within so many raw bytes, they become parts. copy_min: whole
-        blocks that touch are copied within the store if they have so many bytes.
-        """
-        plan = plan_merge(
-            self.columns,
-            horizon=horizon,
-            pins=pins,
-            keep_versions=keep_versions,
-            from_start=from_start,
-            keys=self.records.keys,
-        )
-        live = np.concatenate(plan.live)
-        outputs = self._cut(plan.summary, live, stretch_max)
-        return Merge(
-            sources=self,
-            summary=plan.summary,
-            outputs=outputs,
-            live=live,
-            from_start=from_start,
-            copy_min=copy_min,
-        )
-
     def read(self, number: int, offset: int, length: int) -> bytes:
         """Bytes of a source, by one request at most."""
         return self._spool.read(number, offset, length)
@@ -211,14 +169,3 @@ class Sources:
         self.records.add(
             number, columns[:records], blocks[:count], page.entry.first_block_offset, records - end
         )
-
-    def _cut(self, summary: Summary, live: npt.NDArray[np.bool_], stretch_max: int) -> tuple[Summary, ...]:
-        if self.raw_bytes <= stretch_max or summary.exact:
-            return (summary,)
-        cutter = Cutter(summary.first_seq, summary.runs, stretch_max, 0, stretches_only=True)
-        start = 0
-        for source in self.columns:
-            for columns, closed in kept_columns(source, live[start : start + source.summary.records]):
-                cutter.add(columns, closed=closed)
-            start += source.summary.records
-        return tuple(summarize_cuts(summary, cutter.cuts(), self.records.columns))

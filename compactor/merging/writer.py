@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import zstandard
 from crc32c import crc32c
@@ -21,6 +20,7 @@ from compactor.fetch import located
 from compactor.merging.extents import Extent, Fragment
 from compactor.merging.records import Piece
 from compactor.merging.selection import Selection
+from compactor.merging.sources import Sources
 from compactor.store.base import Piece as ObjectPiece
 from ourdb.errors import DamageError
 from ourdb.names import format_generation, segment_key
@@ -40,9 +40,6 @@ from ourdb.segment.header import HEADER_BYTES
 from ourdb.segment.leftovers import gather_records, pick_records
 from ourdb.segment.writer import FooterPlan, SegmentWriter
 from ourdb.units import MIB
-
-if TYPE_CHECKING:
-    from compactor.merging.sources import Sources
 
 TASK_BYTES = 2 * MIB  # stored bytes and raw bytes to be decoded of one task, or one larger extent
 TASK_EXTENTS = 1_000
