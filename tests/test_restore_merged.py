@@ -224,3 +224,26 @@ def test_a_copy_goes_on_from_a_pin_of_a_merged_parent(tmp_path):
     for seq in (17, 18, 27):
         restore(world.url, tmp_path / f"db{seq}", seq=seq, generation=G2)
         assert_exact(tmp_path / f"db{seq}", second, seq, kept_seqs(world, G2, seq))
+
+
+@pytest.mark.parametrize("takes_over", [None, G1])
+def test_where_the_start_of_a_line_is_damaged_its_times_do_not_mean_the_line_before(
+    tmp_path: Path, takes_over: str | None
+) -> None:
+    """The name of the damaged segment still tells when the line began; before that, nothing is lost."""
+    first = writes(30)
+    second = first.copy(20)
+    for n in range(10):
+        second.append(Write(n, b"second", DAY_0 + HOUR + n * 1000))
+    world = memory_world()
+    world.line(G1, first, [15], as_of=DAY_0 + 2 * HOUR)
+    world.line(G2, second, [25], parent=(G1, 20), takes_over=takes_over)
+    world.publish()
+    damaged = world.segments[2]
+    world.flip(damaged.key, -20)
+    for seconds in (0, 2):
+        with pytest.raises(DamageError) as caught:
+            restore(world.url, tmp_path / "a", at=DAY_0 + HOUR + seconds * 1000, generation=G2)
+        assert caught.value.fields["key"] == damaged.key
+    report = restore(world.url, tmp_path / "b", at=DAY_0 + 12_000, generation=G2)
+    assert (report.generation, report.seq) == (G1, 12)

@@ -17,7 +17,7 @@ from ourdb.errors import FencedError, InvalidError, NotFoundError, UnreachableEr
 from ourdb.units import format_time
 from tests.worlds import DAY_0, HOUR, UUID, Log, World, Write, memory_world, writes
 
-G1, G2, G3 = "1" * 16, "2" * 16, "3" * 16
+G1, G2, G3, G4 = "1" * 16, "2" * 16, "3" * 16, "4" * 16
 
 
 def find(world: World, generation: str | None = None, **wanted: object) -> Point | None:
@@ -384,6 +384,50 @@ def test_a_time_on_a_fork_before_it_began_is_where_it_left():
     assert seq_of(world, G2, at=DAY_0 + 12_000) == (G1, 12)
     assert seq_of(world, G2, at=DAY_0 + 25_000) == (G1, 20)
     assert seq_of(world, G1, at=DAY_0 + 25_000) == (G1, 25)
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+@pytest.mark.parametrize("left", [15, 20])
+def test_a_fork_of_what_a_merge_gave_a_generation_is_where_it_left_until_it_began(left, forgets):
+    """Neither the generation's own records nor the line that it took over from count for it."""
+    world = inherited(forgets=forgets)
+    fork = world.logs[G2].copy(left)
+    fork.append(Write(1, b"fork", DAY_0 + 5 * HOUR))
+    world.line(G3, fork, parent=(G2, left))
+    world.publish()
+    assert seq_of(world, G3, at=DAY_0 + 12_000)[1] == 12
+    for time in (left * 1000, 25_000, HOUR, HOUR + 3000, 5 * HOUR - 1):
+        assert seq_of(world, G3, at=DAY_0 + time) == (G2, left)
+    assert seq_of(world, G3, at=DAY_0 + 5 * HOUR) == (G3, left + 1)
+
+
+def test_a_fork_of_what_a_merge_gave_a_generation_knows_the_older_take_overs():
+    world = inherited(forgets=True, took_over=(11, 21))
+    fork = world.logs[G2].copy(15)
+    fork.append(Write(1, b"fork", DAY_0 + 5 * HOUR))
+    world.line(G3, fork, parent=(G2, 15))
+    world.publish()
+    assert unreachable(world, G3, at=DAY_0 + 10_500) == (10, 11)
+    assert seq_of(world, G3, at=DAY_0 + 14_000) == (G2, 14)
+
+
+def test_the_same_seq_of_an_older_line_is_not_taken_for_the_branch_point():
+    """G2 left G1 at 20, and took over from what is forgotten. Before G1 began, G4 had a seq 20."""
+    world = memory_world()
+    world.line(G4, writes(25))
+    first = world.logs[G4].copy(10)
+    for n in range(10):
+        first.append(Write(n, b"first", DAY_0 + HOUR + n * 1000))
+    world.line(G1, first, parent=(G4, 10), takes_over=G4)
+    second = first.copy(20)
+    second.append(Write(1, b"second", DAY_0 + 3 * HOUR))
+    world.line(G2, second, parent=(G1, 20))
+    world.generations[G1] = replace(world.generations[G1], kept_to=20, kept_until=DAY_0 + 2 * HOUR)
+    world.forgotten = (Forgotten(G3, G2),)
+    world.publish()
+    assert seq_of(world, at=DAY_0 + 20_500) == (G4, 20)
+    assert seq_of(world, at=DAY_0 + HOUR + 8999) == (G1, 19)
+    assert unreachable(world, at=DAY_0 + HOUR + 9500) == (20, 21)
 
 
 def test_an_unknown_generation_is_not_found():

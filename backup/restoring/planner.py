@@ -143,7 +143,7 @@ class Planner:
         view = self._view
         end = line_of(view.head, self._generation)
         try:
-            point = find_target(live, self.fetcher, self._wanted, self._generation)
+            point = find_target(live, self.fetcher, self._wanted, self._generation, whole=view)
         except UnreachableError:
             if self._left_out:
                 raise self._lost() from None

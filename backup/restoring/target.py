@@ -57,16 +57,22 @@ class Wanted:
 
 
 def find_target(
-    view: HeadView, fetcher: SegmentFetcher, wanted: Wanted, generation: str | None = None
+    view: HeadView,
+    fetcher: SegmentFetcher,
+    wanted: Wanted,
+    generation: str | None = None,
+    *,
+    whole: HeadView | None = None,
 ) -> Point | None:
     """The point that is meant, None: nothing was ever written, and the newest is wanted.
 
+    whole: the head with those segments too that are not to be used: their names tell when a generation began.
     Only index data of the one segment that holds the target is fetched, and nothing where the head tells it.
     Raises UnreachableError, FencedError (`two_lines`), NotFoundError (`no_generation`), NoSuchKey and
     DamageError for an index that is missing or damaged.
     """
     end = line_of(view.head, generation)
-    search = _Search(view, IndexPoints(fetcher), wanted)
+    search = _Search(view, IndexPoints(fetcher), wanted, whole)
     if end is None or end.last_seq == 0:
         if wanted.seq is None and wanted.time_max is None:
             return None
@@ -99,8 +105,10 @@ _Lookup = Callable[[], Point | None]
 
 
 class _Search:
-    def __init__(self, view: HeadView, points: IndexPoints, wanted: Wanted) -> None:
-        self._view = view
+    def __init__(
+        self, view: HeadView, points: IndexPoints, wanted: Wanted, whole: HeadView | None = None
+    ) -> None:
+        self._view, self._whole = view, whole or view
         self._head = view.head
         self._points = points
         self._wanted = wanted
@@ -147,10 +155,16 @@ class _Search:
 
     def at_time(self, owner: Generation, upto: int, time_max: int) -> Point | str:
         """The point that a time means on the line that ends here; or why there is none."""
-        begin = begin_time(self._view, owner)
+        begin = begin_time(self._whole, owner)
         if begin is not None and time_max >= begin:
             served = self._served(self._own(owner, upto), time_max)
             return served or "the store has that time no more, or only merged"
+        if (
+            owner.began and upto < owner.began.seq
+        ):  # left before its own first record, whoever it took over from
+            found = self._inherited(owner, owner.began, upto, time_max)
+            if isinstance(found, Point):
+                return found
         taken = predecessor(self._head, owner.id)
         if taken:
             before = self._taken_over(owner, taken, time_max, begin)
@@ -165,7 +179,7 @@ class _Search:
         before = self.at_time(self._head.generations[left.generation], left.seq, time_max)
         if (
             isinstance(before, Point)
-            and before.seq == left.seq
+            and (before.generation, before.seq) == (left.generation, left.seq)
             and not taken
             and took_over(self._head, owner.id)
         ):
@@ -189,7 +203,7 @@ class _Search:
         found = self._served(self._own(owner, min(upto, began.seq - 1)), time_max)
         if found is None:
             return "the store has that time no more, or only merged"
-        if found.seq + 1 in began.took_over:
+        if found.seq < upto and found.seq + 1 in began.took_over:
             return _let_go(found, owner.id, began.time if found.seq + 1 == began.seq else None)
         return found
 
@@ -202,7 +216,7 @@ class _Search:
         own = [reach for reach in self._own(owner, upto) if reach.first_time <= time_max]
         newest_first = sorted(own, key=lambda reach: (-reach.last_seq, _cheapest(reach)))
         found = best(self._points.last(reach, time_max=time_max) for reach in newest_first)
-        begin = begin_time(self._view, owner)
+        begin = begin_time(self._whole, owner)
         if found and begin is not None and time_max >= begin:
             return found
         before = self._before(owner)
@@ -211,7 +225,7 @@ class _Search:
 
     def _first_after(self, owner: Generation, upto: int, time_max: int) -> Point | None:
         """The oldest point that is later than a time, on the line that ends here."""
-        begin, before = begin_time(self._view, owner), self._before(owner)
+        begin, before = begin_time(self._whole, owner), self._before(owner)
         if before and (begin is None or time_max < begin):
             found = self._first_after(*before, time_max)
             if found:
