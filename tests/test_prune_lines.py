@@ -145,6 +145,38 @@ def test_a_line_that_went_on_after_its_successor_began_is_kept_while_the_window_
         assert yard.head.generations[G1].kept_to == kept_to
 
 
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [
+        (Policy(window_ms=HOUR // 2), True),
+        (Policy(window_ms=0, hourly=1), True),
+        (Policy(window_ms=0), False),
+    ],
+)
+def test_what_a_line_wrote_after_a_dropped_successor_had_begun_is_kept_as_long_as_the_policy_says(
+    tmp_path: Path, policy: Policy, kept: bool
+) -> None:
+    """G2 took over from G1, which went on meanwhile; G3 left G1 early. With G2 gone a line ends in G1."""
+    first = writes(30)
+    second = first.copy(20)
+    first.append(Write(1, b"went on", BEGAN + HOUR // 2))
+    second.append(Write(2, b"second", BEGAN))
+    hour = (BEGAN // HOUR + 1) * HOUR
+    third = first.copy(10)
+    third.append(Write(3, b"third", hour + 1000))
+    world = memory_world()
+    world.line(G1, first, [15, 23], as_of=hour)
+    world.line(G2, second, parent=(G1, 20), takes_over=G1)
+    world.line(G3, third, parent=(G1, 10))
+    world.policy = policy.as_json()
+    world.publish()
+    yard = Yard(world, tmp_path)
+    yard.prune(drop_generation=G2)
+    assert [*yard.head.generations] == [G1, G3]
+    assert yard.head.generations[G1].kept_to == (31 if kept else 10)
+    assert yard.find(G1) == (G1, 31 if kept else 10)
+
+
 def test_restores_by_time_on_both_sides_of_a_cut(tmp_path: Path) -> None:
     yard = superseded(10 * DAY_MS, tmp_path)
     before = {time: yard.find(at=DAY_0 + time) for time in range(1000, 31_000, 500)}

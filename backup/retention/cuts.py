@@ -167,14 +167,17 @@ class _Cutter:
         if self._window_start < until:
             times = f"times before {format_time(until)} mean it"
             return f"superseded, but {times}, and the window begins at {format_time(self._window_start)}"
-        if generation.kept_to is None and self._window_start <= generation.last_time:
+        if generation.end_seq == generation.last_seq and self._window_start <= generation.last_time:
             # Its writer went on after the successor began: what it reported is asked for by its name.
             wrote, begins = format_time(generation.last_time), format_time(self._window_start)
             return f"superseded, but it was written until {wrote}, and the window begins at {begins}"
         return self._why_boundary(until, cut) or self._why_minimum()
 
     def _until(self, generation: Generation) -> int:
-        """From this time on nothing means a point of this generation, unless it is asked for by name."""
+        """From this time on nothing means a point of this generation, unless it is asked for by name; where a
+        line ends in it, that is the only way to ask."""
+        if generation.successor is None and generation.end_seq == generation.last_seq:
+            return max(generation.as_of, generation.last_time) + 1
         until = generation.known_to + 1
         if generation.successor is None:
             return until
