@@ -162,7 +162,7 @@ def _changed(old: Head | None, writer: Writer, change: Change, random: RandomU64
         single_writer=old.single_writer or writer.single_writer,
         generations=generations,
         forgotten=(*old.forgotten, *forgotten),
-        needs=_needs(old.needs, generations.values()),
+        needs=_needs(old.needs, generations.values(), forgets=bool(forgotten)),
         pins=old.pins if change.pins is None else change.pins,
         policy=old.policy if change.policy is None else change.policy,
         floor=max(old.floor, change.revision_at_least),
@@ -170,11 +170,11 @@ def _changed(old: Head | None, writer: Writer, change: Change, random: RandomU64
     )
 
 
-def _needs(before: Needs, generations: Iterable[Generation]) -> Needs:
-    """Whoever does not know how a generation is cut, or began, would restore something else."""
+def _needs(before: Needs, generations: Iterable[Generation], *, forgets: bool) -> Needs:
+    """Whoever does not know what was cut or forgotten, or how a generation began, would restore otherwise."""
     known = LINES_WORD in before.read
     shapes = ((g.kept_to, g.kept_until, g.began) for g in generations)
-    if known or all(shape == (None, None, None) for shape in shapes):
+    if known or (not forgets and all(shape == (None, None, None) for shape in shapes)):
         return before
     return before._replace(read=(*before.read, LINES_WORD))
 

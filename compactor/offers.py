@@ -94,6 +94,8 @@ def check_all(
                 raise refuse(f"a pin or branch point is not offered: seq {seq} of {name}", seq=seq)
     for name in new.generations.keys() - (old.generations.keys() if old else set()):
         _check_parent(new.generations[name], after)
+    if lost := sorted(pin.name for pin in new.pins if pin.generation not in new.generations):
+        raise refuse(f"a pin would be lost, its generation is not in it: {lost[0]}")
     if stray := sorted(set(after) - new.generations.keys()):
         raise refuse(f"segments of a generation that is not in it: {stray[0]}")
 

@@ -347,6 +347,16 @@ def test_a_pin_behind_a_cut_is_not_offered() -> None:
     refused(view, Change(pins=(Pin(name="p", generation=GEN, seq=5, time=50),)), "is not offered|lost")
 
 
+def test_a_pin_has_a_generation() -> None:
+    """A store that shows an older head may still offer a point of what a newer one has forgotten."""
+    view = superseded()
+    refused(view, Change(pins=(Pin(name="p", generation=THIRD, seq=1, time=10),)), "not in it")
+    ends = {GEN: end_of(9, successor=OTHER), OTHER: end_of(8, generation=OTHER)}
+    entries = (entry_of(1, 9), entry_of(1, 8, generation=OTHER))
+    pinned = view_with(*entries, generations=ends, pins=(Pin(name="p", generation=GEN, seq=7, time=70),))
+    refused(pinned, Change(forget=[GEN], drop=[entries[0].key]), "not in it")
+
+
 def test_the_only_open_line_is_not_cut() -> None:
     view = view_with(entry_of(1, 9))
     refused(view, kept_to(view, 9), "no line would be open")
@@ -373,6 +383,7 @@ def test_a_generation_is_forgotten_when_nothing_refers_to_it_and_does_not_come_b
     refused(whole, Change(forget=[GEN], drop=gone[:1]), "not live|is not in it")
     draft = follow(whole, WRITER, Change(forget=[GEN], drop=[entries[0].key, entries[1].key]))
     assert draft.head.forgotten == (Forgotten(GEN, OTHER),)
+    assert draft.head.needs.read == ("lines",)
     assert [*draft.head.generations] == [OTHER]
     after = replace(whole, head=draft.head)
     back = Change(add=[entry_of(1, 2, made=8)], generations={GEN: end_of(2)})
