@@ -246,6 +246,15 @@ def test_a_put_without_an_answer_is_found_or_done_again(what: str, how: Any) -> 
     assert Policy.of(at.head).window_ms == (HOUR if what == "policy" else None)
 
 
+def test_an_unpin_whose_reply_was_lost_leaves_what_has_the_name_by_now() -> None:
+    at = desk()
+    at.pin("p", seq=5)
+    at.store.fail("put_if_match", "head", "after", times=1)
+    at.store.interleave("put_if_match", "head", lambda: other(at).pin("p", seq=9))
+    assert at.unpin("p").as_json()["seq"] == 5
+    assert at.pins == {"p": (G1, 9)}
+
+
 @pytest.mark.parametrize("what", ["pin", "unpin", "policy"])
 def test_a_fault_at_any_request_leaves_a_head_on_which_the_next_run_succeeds(what: str) -> None:
     def act(at: Desk) -> None:

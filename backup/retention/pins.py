@@ -139,8 +139,9 @@ def unpin_session(session: Session, name: str, *, patience: Patience | None = No
         )
 
     def change(at: View) -> Change | None:
-        if find_pin(at.head, name) is None:
-            return None
+        now = find_pin(at.head, name)
+        if now is None or (now.generation, now.seq) != (held.generation, held.seq):
+            return None  # it is gone, and the name perhaps another's by now
         return Change(pins=tuple(pin for pin in at.head.pins if pin.name != name))
 
     commit(session, view, change, patience)
