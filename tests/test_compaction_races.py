@@ -119,6 +119,16 @@ def test_policy_that_grows_meanwhile_is_followed(bench: Bench) -> None:
     assert bench.assert_exact() == list(range(40, 61))
 
 
+def test_policy_that_comes_in_the_middle_drops_nothing_where_the_clocks_differ(bench: Bench) -> None:
+    bench.skew_ms = 365 * 24 * HOUR
+    points = bench.points()
+    store = faulty(bench)
+    store.interleave("put_if_match", "head", lambda: bench.set_policy(window_ms=0))
+    bench.compact("all", store=store)
+    assert bench.view.head.policy
+    assert bench.points() == points
+
+
 def test_policy_that_grows_beyond_the_window_told_ends_the_run(bench: Bench) -> None:
     store = faulty(bench)
     store.interleave("put_if_match", "head", lambda: bench.set_policy(window_ms=20 * HOUR))

@@ -153,8 +153,8 @@ class _Compaction:
         local_ms, stat = self._clock_ms(), session.store.head(HEAD_KEY)
         store_ms = stat.date_ms if stat else 0  # a head that was not changed was not sent, nor a Date kept
         anchor = Anchor.of(view.head, local_ms=local_ms, store_ms=store_ms)
-        keeps_all = drops and not anchor.trusted and not wish.force
-        if keeps_all:
+        keeps_all = not anchor.trusted and not wish.force  # also where a policy comes in the middle
+        if keeps_all and drops:
             self._notes.append(f"nothing is dropped: {anchor.why} (set the clock, or say --force)")
         ahead_ms = store_ms - local_ms if store_ms else 0
         standing = Standing(
