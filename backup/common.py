@@ -22,6 +22,12 @@ from ourdb.segment.reader import SegmentReader
 from ourdb.segment.summary import Run, fold_run
 
 ChainAt = Callable[[int], int | None]
+CutAt = Callable[[int], int]
+
+
+def cut_anywhere(seq: int) -> int:
+    """Of a log without condensed files."""
+    return seq
 
 
 def open_segment(store: Store, entry: SegmentEntry, uuid: bytes) -> SegmentReader:
@@ -39,7 +45,8 @@ def open_segment(store: Store, entry: SegmentEntry, uuid: bytes) -> SegmentReade
 
 @dataclass(frozen=True)
 class StoredPoints:
-    """view: the head that is followed. uuid: of the database. chain_at: of our log.
+    """view: the head that is followed. uuid: of the database. chain_at, cut_at: of our log; cut_at gives the
+    last seq at or before one behind which it can be shipped.
 
     An index that is damaged or missing proves nothing: the point then counts as not offered, more is
     uploaded, and the store is whole again.
@@ -49,18 +56,22 @@ class StoredPoints:
     store: Store
     uuid: bytes
     chain_at: ChainAt
+    cut_at: CutAt = cut_anywhere
 
     def offers(self, parent: Parent) -> bool:
-        """Whether the generation owns this seq and the store restores it exactly, with this chain."""
+        """Whether the generation owns this seq and the store restores it exactly, with this chain; and what
+        comes behind it can be shipped by itself."""
         owner = self.view.head.generations.get(parent.generation)
         if owner is None or not owner.first_seq <= parent.seq <= owner.end_seq:
+            return False
+        if self.cut_at(parent.seq) < parent.seq:
             return False
         steps = route(self.view, parent.generation, parent.seq)
         return steps is not None and self._chain_of(steps[-1].segment, parent.seq) == parent.chain
 
     def newest_common(self, generation: str, end: int) -> Parent | None:
-        """The newest point up to `end`, of the generation or an ancestor, that is exact in the store and has
-        our chain."""
+        """The newest point up to `end`, of the generation or an ancestor, that is exact in the store, has our
+        chain, and is not inside a condensed file of ours."""
         for owner in self._ancestry(generation):
             upto = min(end, self.view.head.generations[owner].end_seq)
             for entry in reversed(segments_of(self.view, owner)):
@@ -79,8 +90,9 @@ class StoredPoints:
 
     def _common_in(self, entry: SegmentEntry, run: Run, end: int) -> tuple[int, int] | None:
         """The newest batch end of a run up to `end` at which our chain is the store's, with the chain."""
-        if run.last_seq <= end and self.chain_at(run.last_seq) == run.chain_after:
-            return run.last_seq, run.chain_after
+        last = run.last_seq
+        if last <= end and self.cut_at(last) == last and self.chain_at(last) == run.chain_after:
+            return last, run.chain_after
         before = run.first_seq - 1
         if before >= end or (before and self.chain_at(before) != run.chain_before):
             return None
@@ -99,10 +111,14 @@ class StoredPoints:
                 low = middle + 1
             else:
                 high = middle
-        if not low:
-            return None
-        count = int(ends[low - 1]) + 1
-        return run.first_seq + count - 1, extend_chain(run.chain_before, crcs[:count])
+        while low:
+            count = int(ends[low - 1]) + 1
+            seq = run.first_seq + count - 1
+            cut = self.cut_at(seq)
+            if cut == seq:
+                return seq, extend_chain(run.chain_before, crcs[:count])
+            low = int(np.searchsorted(ends, cut - run.first_seq, "right"))
+        return None
 
     def _chain_of(self, entry: SegmentEntry, seq: int) -> int | None:
         run = entry.summary().find_run(seq)

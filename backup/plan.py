@@ -40,12 +40,13 @@ class StoreFacts(Protocol):
     """Answers about the store that may need a look at the index of a segment."""
 
     def offers(self, parent: Parent) -> bool:
-        """Whether the generation owns this seq and the store restores it exactly, with this chain."""
+        """Whether the generation owns this seq and the store restores it exactly, with this chain; and what
+        comes behind it can be shipped by itself."""
         ...
 
     def newest_common(self, generation: str, end: int) -> Parent | None:
-        """The newest point up to `end`, of the generation or an ancestor, that is exact in the store and has
-        our chain."""
+        """The newest point up to `end`, of the generation or an ancestor, that is exact in the store, has our
+        chain, and is not inside a condensed file of ours."""
         ...
 
 

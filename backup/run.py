@@ -210,7 +210,8 @@ class BackupRun:
         context = self._context
         if look.view is None:
             return _NoPoints()
-        return StoredPoints(look.view, context.store, context.log.uuid, context.log.chain_at)
+        log = context.log
+        return StoredPoints(look.view, context.store, log.uuid, log.chain_at, log.cut_at_or_before)
 
     def _idle(self, look: Look, decision: Idle) -> BackupReport:
         """Reports what the mark says already; it was acknowledged when the mark was noted."""

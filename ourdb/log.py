@@ -143,6 +143,14 @@ class LogReader:
             run.chain_after if seq == run.last_seq else fold_run(self._columns(entry, run, seq), run, seq)[1]
         )
 
+    def cut_at_or_before(self, seq: int) -> int:
+        """The last seq at or before this one behind which a piece can begin: any but those inside a condensed
+        file, which is one piece."""
+        entry = self._entry_of(seq) if 0 < seq < self._require_tail().entry.first_seq else None
+        if entry is None or entry.exact or seq == entry.last_seq:
+            return seq
+        return entry.first_seq - 1
+
     def batch_end_at_or_before(self, seq: int) -> int:
         """The last seq at or before this one where a batch ends; 0: there is none."""
         tail = self._require_tail()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import backup
+import compactor
 import ourdb
 from ourdb import line as lines
 from ourdb.errors import FencedError, UnreachableError
@@ -101,3 +102,32 @@ def test_upload_that_is_less_exact_than_the_log_is_not_adopted(shop: Shop) -> No
     report = machine.run()
     assert all(segment.records == segment.last_seq - segment.first_seq + 1 for segment in report.adopted)
     assert all(entry.summary().exact for entry in shop.view().segments)
+
+
+@pytest.mark.parametrize("pinned", [6, 40])
+def test_fork_does_not_leave_inside_a_file_that_is_not_exact(
+    tmp_path: Path, file_url: str, pinned: int
+) -> None:
+    """The copy has one file, exact at the pin and at its end, where the store has it no more. What lies
+    behind the pin cannot be shipped without the rest of its file."""
+    path, copy, meta = tmp_path / "db", tmp_path / "copy", tmp_path / "meta.db"
+    overwrite(path, 2)
+    backup.backup(path, file_url, meta=meta)
+    backup.pin(file_url, "early", seq=pinned, meta=meta)
+    compactor.compact(file_url, strategy="all", window=0, meta=meta)
+    backup.restore(file_url, copy, meta=meta)
+    overwrite(path, 1)
+    backup.backup(path, file_url, meta=meta)
+    compactor.compact(file_url, strategy="all", window=0, meta=meta)
+    overwrite(copy, 1)
+    with pytest.raises(FencedError):
+        backup.backup(copy, file_url, meta=meta)
+    report = backup.backup(copy, file_url, fork=True, meta=meta)
+    generation = next(
+        g
+        for g in backup.points(file_url, generation=report.generation, meta=meta).generations
+        if g.id == report.generation
+    )
+    assert (generation.parent and generation.parent.seq) == (40 if pinned == 40 else None)
+    backup.restore(file_url, tmp_path / "again", generation=report.generation, meta=meta)
+    assert state(tmp_path / "again") == state(copy)
