@@ -14,11 +14,12 @@ from backup.reading.remote import open_remote
 from backup.restoring.restore import restore
 from compactor.generations import Pin
 from compactor.lineage import owner_of
+from compactor.merging import Merge
 from compactor.path import route
 from ourdb.errors import UnreachableError
 from tests.compacting import Bench
 from tests.merged import G1, G2, IDS, merged_worlds, offered
-from tests.worlds import DAY_0, HOUR, World, Write, memory_world, writes
+from tests.worlds import DAY_0, HOUR, Log, World, Write, memory_world, writes
 
 WINDOWS = [None, 0, 1, 500, 1500, 3000]  # ms; the worlds' writes are up to a second apart
 
@@ -62,6 +63,33 @@ def assert_exact(world: World, folder: Path, line: str, seq: int) -> None:
             assert [pair for pair in written if pair in found] == found[::-1]
 
 
+def cut_stretches(patch: pytest.MonkeyPatch, raw_max: int) -> None:
+    """Merges cut what is not exact into parts of so many bytes."""
+    patch.setitem(Merge.of.__func__.__kwdefaults__, "stretch_max", raw_max)
+
+
+def test_stretch_whose_last_part_begins_exact_is_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chain between the parts is known then, though the first is nowhere exact."""
+    cut_stretches(monkeypatch, 1000)
+    world, log = memory_world(), Log()
+    for number in range(1, 41):
+        log.append(Write(number, b"v" * (2000 if number % 20 == 0 else 20), DAY_0 + number * HOUR))
+    world.line(G1, log, range(4, 40, 4))
+    world.pins = (Pin(name="middle", generation=G1, seq=20, time=log.time(20)),)
+    world.publish()
+    bench = Bench(tmp_path, world)
+    bench.compact("all", window=0)
+    parts = [segment for segment in bench.segments() if segment.stretch]
+    assert [(part.exact_runs[0].first_seq, part.first_seq) for part in parts if part.exact_runs] == [
+        (20, 20),
+        (40, 40),
+    ]
+    for seq in (20, 40):
+        assert_exact(world, tmp_path, G1, seq)
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(merged_worlds(merged=False), st.data())
 def test_what_a_window_and_pins_promise_is_exact_after_any_compactions(tmp_path_factory, world, data):
@@ -72,7 +100,9 @@ def test_what_a_window_and_pins_promise_is_exact_after_any_compactions(tmp_path_
     bench, narrowest = Bench(folder, world), None
     for _ in range(data.draw(st.integers(1, 2), label="compactions")):
         window = data.draw(st.sampled_from(WINDOWS), label="window")
-        bench.compact(data.draw(st.sampled_from(["all", "log"]), label="strategy"), window=window)
+        with pytest.MonkeyPatch.context() as patch:
+            cut_stretches(patch, data.draw(st.sampled_from([150, 700, 1 << 40]), label="raw bytes of a part"))
+            bench.compact(data.draw(st.sampled_from(["all", "log"]), label="strategy"), window=window)
         narrowest = min((one for one in (narrowest, window) if one is not None), default=None)
     there = offered(world)
     must = promised(world, narrowest)

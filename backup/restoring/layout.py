@@ -68,7 +68,10 @@ class Layout:
                 self.records += len(piece.columns)
                 time = int(piece.columns.time[-1])
         claims.finish()
-        cutter.end(step.upto, summary.last_time if step.upto == summary.last_seq else time)
+        if step.upto == summary.last_seq:
+            cutter.end(step.upto, summary.last_time, summary.chain_after, summary.highest_id)
+        else:
+            cutter.end(step.upto, time)
 
 
 class _Join:

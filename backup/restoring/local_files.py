@@ -174,13 +174,14 @@ class FileCutter:
             else:
                 yield from self._close()
 
-    def end(self, seq: int, time: int) -> None:
-        """The step ends here: exactly, unless it is a part of a stretch, which is taken as it is."""
+    def end(self, seq: int, time: int, chain: int | None = None, highest: int | None = None) -> None:
+        """The step ends here: exactly, unless it is a part of a stretch, which is taken as it is. chain,
+        highest: what a part that is not exact there says of its end, None: nothing."""
         if self._step and self._step.stretch:
             self._take(self._waiting)
             self._waiting = []
             if self._seq_of_run() != seq:
-                self._fold, self._chain, self._highest = None, None, None
+                self._fold, self._chain, self._highest = None, chain, highest
                 self._seq, self._time = seq, time
         if self._waiting or self._seq != seq:
             raise DamageError(f"the path is not exact at seq {seq}, where a segment is left", seq=seq)
@@ -268,7 +269,7 @@ class FileCutter:
             runs.append(self._fold.finish())
         elif runs and runs[-1].last_seq == self._seq:
             runs[-1] = replace(runs[-1], next_time=None)
-        exact = bool(runs) and runs[-1].last_seq == self._seq
+        known = file.stretch is not None or (bool(runs) and runs[-1].last_seq == self._seq)
         yield FilePlan(
             Summary(
                 first_seq=file.first_seq,
@@ -277,9 +278,9 @@ class FileCutter:
                 last_time=self._time,
                 runs=tuple(runs),
                 records=file.records,
-                highest_id=self._highest if exact else None,
+                highest_id=self._highest if known else None,
                 chain_before=file.chain_before,
-                chain_after=self._chain if exact else None,
+                chain_after=self._chain if known else None,
                 level=file.level,
                 stretch=file.stretch,
             ).validate(),
