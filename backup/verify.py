@@ -22,7 +22,7 @@ from compactor.view import View
 from compactor.windows import gaps_of, reaches, windows_of
 from ourdb.config import Config
 from ourdb.errors import DamageError
-from ourdb.names import HEAD_KEY, parse_key
+from ourdb.names import HEAD_KEY, is_ours
 from ourdb.segment.footer import FOOTER_BYTES
 from ourdb.units import MIB
 
@@ -116,8 +116,8 @@ def verify(
             segments_checked=len(view.segments),
             bytes_checked=sum(entry.bytes for entry in view.segments),
             problems=tuple(sorted(problems, key=lambda p: (p.first_seq or 0, p.key))),
-            foreign=tuple(sorted(key for key in listed if parse_key(key) is None)),
-            unnamed=sum(parse_key(key) is not None and key not in known for key in listed),
+            foreign=tuple(sorted(key for key in listed if not is_ours(key))),
+            unnamed=sum(is_ours(key) and key not in known for key in listed),
             requests=session.store.requests.counts(),
             notes=session.notes,
         )

@@ -21,6 +21,7 @@ _UNKNOWN_8 = "x" * 8
 _DATA_FILE = re.compile(r"(0|[1-9][0-9]{0,4})\.db", re.ASCII)
 _GENERATION = re.compile(r"[0-9a-f]{16}", re.ASCII)
 _LIST = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.json", re.ASCII)
+_PROBE = re.compile(r"probe-[0-9a-f]{16}", re.ASCII)
 _CHAIN = r"([0-9a-f]{8}|x{8})"
 _SEGMENT = re.compile(
     r"([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{12})-([0-9a-f]{12})-([0-9a-f]{16})"
@@ -138,8 +139,18 @@ def list_key(made: int, random: int) -> str:
     return LISTS_PREFIX + list_name(made, random)
 
 
+def probe_key(random: int) -> str:
+    """The key, below the namespace, of an object that a probe of the store makes and deletes."""
+    return f"probe-{random:016x}"
+
+
+def is_ours(key: str) -> bool:
+    """Whether it is the key of head, list, segment or probe; any other is foreign."""
+    return parse_key(key) is not None or _PROBE.fullmatch(key) is not None
+
+
 def parse_key(key: str) -> SegmentKey | ListKey | str | None:
-    """What a key below the namespace names: a segment, a list, HEAD_KEY; None: foreign, not to be touched."""
+    """What a key below the namespace names: a segment, a list, HEAD_KEY; None: anything else."""
     if key == HEAD_KEY:
         return HEAD_KEY
     if key.startswith(LISTS_PREFIX):

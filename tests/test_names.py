@@ -20,10 +20,12 @@ from ourdb.names import (
     SegmentName,
     data_file_name,
     format_generation,
+    is_ours,
     list_key,
     parse_data_file_name,
     parse_generation,
     parse_key,
+    probe_key,
     segment_key,
 )
 from ourdb.record import SEQ_MAX, TIME_MAX
@@ -131,6 +133,15 @@ def test_keys_are_told_apart_and_foreign_ones_are_none() -> None:
     ]
     foreign += [f"segments/{'g' * 16}/{TEXT}", f"segments/{'0' * 16}/a/{TEXT}", f"{'0' * 16}/{TEXT}"]
     assert [parse_key(key) for key in foreign] == [None] * len(foreign)
+
+
+def test_probes_are_ours_and_name_nothing() -> None:
+    assert probe_key(0xA1) == "probe-00000000000000a1"
+    assert is_ours(probe_key(0xA1))
+    assert parse_key(probe_key(0xA1)) is None
+    assert is_ours(HEAD_KEY)
+    assert not is_ours("probe-me")
+    assert not is_ours("notes.txt")
 
 
 def test_data_files_are_numbered_without_leading_zeroes() -> None:

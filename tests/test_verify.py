@@ -10,6 +10,7 @@ from backup.verify import verify
 from compactor.generations import Parent, Pin
 from compactor.head import Known
 from ourdb.errors import DamageError, NotFoundError
+from ourdb.names import probe_key
 from tests.worlds import DAY_0, HOUR, World, Write, memory_world, writes
 
 G1, G2 = "1" * 16, "2" * 16
@@ -136,9 +137,10 @@ def test_foreign_keys_are_listed_and_no_problem(world):
 def test_uploads_that_nobody_names_are_counted_and_no_problem(world):
     world.segment(G1, 1, 20)
     world.segments.pop()
+    world.store.put_if_absent(probe_key(7), b"of a probe that was killed")
     report = verify(world.url, data=True)
     assert report.ok
-    assert report.unnamed == 1
+    assert (report.foreign, report.unnamed) == ((), 2)
 
 
 def test_what_a_newer_head_names_no_more_is_no_problem(world, monkeypatch):

@@ -6,17 +6,15 @@ time, which is told by the store's clock alone (protocol rules 5 to 7).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from compactor.store import Stat, Upload
 from compactor.view import View
-from ourdb.names import HEAD_KEY, parse_key
+from ourdb.names import HEAD_KEY, is_ours
 
 State = Literal["live", "young", "let_go", "waiting", "deleted", "absent", "foreign"]
-_PROBE = re.compile(r"probe-[0-9a-f]{16}", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +92,6 @@ def judge_uploads(uploads: Iterable[Upload], waiting: Waiting, *, all_ours: bool
             after_ms=upload.initiated_ms + waiting.wait_ms,
         )
     return list(found.values())
-
-
-def is_ours(key: str) -> bool:
-    """Whether it is the key of head, list, segment or probe; any other is never touched."""
-    return parse_key(key) is not None or _PROBE.fullmatch(key) is not None
 
 
 def _judge(

@@ -6,6 +6,7 @@ import secrets
 from dataclasses import dataclass
 
 from compactor.store.base import NotSupported, PreconditionFailed, Store
+from ourdb.names import probe_key
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def probe(store: Store) -> ProbeResult:
 
 
 def _try_out(store: Store) -> ProbeResult:
-    key, missing = (f"probe-{secrets.token_hex(8)}" for _ in range(2))
+    key, missing = (probe_key(secrets.randbits(64)) for _ in range(2))
     try:
         return ProbeResult(*_verdict(store, key, missing))
     finally:
