@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from backup.plan import Start
 from compactor.publish import PATIENCE_SECONDS
 from compactor.store import StoreOptions
+from compactor.store.base import check_threads
 from ourdb.errors import InvalidError
 from ourdb.units import GIB, MIB
 
@@ -26,7 +27,8 @@ class BackupOptions:
     commit_seconds: how often a long run commits what is complete; the default is a quarter of the shortest
     grace time that a policy may set. wait_seconds: how long lost races are tried again. segment_bytes: of
     records in a segment at most, but for a batch or condensed file that is larger. threads: that compress,
-    None: one for each processor."""
+    1 to 64, None: one for each
+    processor."""
 
     how: Start | None = None
     single_writer: bool = False
@@ -44,6 +46,6 @@ class BackupOptions:
             raise InvalidError("as_of_ms, commit_seconds and wait_seconds must not be negative")
         if self.segment_bytes < 1:
             raise InvalidError(f"segment_bytes must be at least 1: {self.segment_bytes}")
-        if self.threads is not None and not 1 <= self.threads <= 64:
-            raise InvalidError(f"threads must be 1 to 64: {self.threads}")
+        if self.threads is not None:
+            check_threads(self.threads)
         return self

@@ -22,6 +22,7 @@ from ourdb.errors import (
     DamageError,
     ExistsError,
     FencedError,
+    InvalidError,
     LockedError,
     NotFoundError,
     StorageError,
@@ -640,3 +641,9 @@ def test_any_history_restores_to_any_point_through_any_segments(tmp_path_factory
         reader.find_end()
         for point in ends:
             assert reader.chain_at(point) in (None, log.chains[point])
+
+
+@pytest.mark.parametrize("threads", [0, 65])
+def test_threads_out_of_range_are_refused(threads: int, tmp_path: Path) -> None:
+    with pytest.raises(InvalidError, match="threads must be 1 to 64"):
+        restore("memory://nobody/name", tmp_path / "db", options=RestoreOptions(threads=threads))

@@ -12,14 +12,15 @@ from backup.reading.index_cache import CACHE_BYTES_MAX, IndexCache
 from backup.restoring.target import Wanted
 from compactor.session import Session, open_session
 from compactor.store import StoreOptions
+from compactor.store.base import check_threads
 from ourdb.errors import InvalidError
 from ourdb.units import When
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteOptions:
-    """threads: that fetch and decompress. cache_bytes: of indexes that are kept as files, about. store: how
-    requests are made."""
+    """threads: that fetch and decompress, 1 to 64. cache_bytes: of indexes that are kept as files, about.
+    store: how requests are made."""
 
     threads: int = 4
     cache_bytes: int = CACHE_BYTES_MAX
@@ -27,8 +28,7 @@ class RemoteOptions:
 
     def validate(self) -> RemoteOptions:
         """Self, or InvalidError that names the option."""
-        if not 1 <= self.threads <= 64:
-            raise InvalidError(f"threads must be 1 to 64: {self.threads}")
+        check_threads(self.threads)
         if self.cache_bytes < 0:
             raise InvalidError(f"cache_bytes must not be negative: {self.cache_bytes}")
         return self

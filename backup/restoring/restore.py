@@ -29,6 +29,7 @@ from compactor.head import NOTHING_KNOWN
 from compactor.session import Session, open_session
 from compactor.spool import IndexSpool
 from compactor.store import StoreOptions
+from compactor.store.base import check_threads
 from ourdb import line
 from ourdb.build import DirectoryBuilder, SealedFileBuilder
 from ourdb.config import Config
@@ -42,10 +43,15 @@ from ourdb.units import When, maybe_time
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreOptions:
-    """threads: that fetch, decompress and write. store: how requests are made."""
+    """threads: that fetch, decompress and write, 1 to 64. store: how requests are made."""
 
     threads: int = 4
     store: StoreOptions = StoreOptions()  # noqa: RUF009
+
+    def validate(self) -> RestoreOptions:
+        """Self, or InvalidError that names the option."""
+        check_threads(self.threads)
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +121,7 @@ def restore(
     `store_lost_data`), InvalidError, StorageError, RefusedError, TemporaryError.
     """
     wanted = Wanted.of(at=at, seq=seq, before=before, nearest_before=nearest_before)
-    options = options or RestoreOptions()
+    options = (options or RestoreOptions()).validate()
     destination = Destination(path, force=force)
     with open_session(url, meta, options.store) as session:
         job = _Restore(session, wanted, generation, destination, options, progress)

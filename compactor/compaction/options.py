@@ -10,6 +10,7 @@ from pathlib import Path
 from compactor import strategies
 from compactor.publish import PATIENCE_SECONDS
 from compactor.store import StoreOptions
+from compactor.store.base import check_threads
 from ourdb.errors import InvalidError
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, what is being done
@@ -27,8 +28,7 @@ class CompactOptions:
 
     def validate(self) -> CompactOptions:
         """Self, or InvalidError that names the option."""
-        if not 1 <= self.threads <= 64:
-            raise InvalidError(f"threads must be 1 to 64: {self.threads}")
+        check_threads(self.threads)
         if self.wait_seconds < 0:
             raise InvalidError("wait_seconds must not be negative")
         return self

@@ -18,6 +18,7 @@ from compactor.url import StoreUrl
 from ourdb.errors import DamageError, Error, InvalidError, TemporaryError
 from ourdb.units import GIB, MIB
 
+THREADS_MAX = 64
 Etag = str
 _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}")
 
@@ -139,8 +140,7 @@ class StoreOptions:
 
     def validate(self) -> StoreOptions:
         """Self, or InvalidError that names the option."""
-        if not 1 <= self.threads <= 64:
-            raise InvalidError(f"threads must be 1 to 64: {self.threads}")
+        check_threads(self.threads)
         if min(self.retry_seconds, self.connect_seconds, self.read_seconds) < 0:
             raise InvalidError("retry_seconds, connect_seconds and read_seconds must not be negative")
         if not 5 * MIB <= self.part_bytes <= 5 * GIB:
@@ -148,6 +148,12 @@ class StoreOptions:
         if not 0 <= self.put_bytes_max <= 5 * GIB:
             raise InvalidError(f"put_bytes_max must be 0 to 5 GiB: {self.put_bytes_max}")
         return self
+
+
+def check_threads(threads: int) -> None:
+    """InvalidError unless so many threads are 1 to 64."""
+    if not 1 <= threads <= THREADS_MAX:
+        raise InvalidError(f"threads must be 1 to {THREADS_MAX}: {threads}")
 
 
 class Store(Protocol):
