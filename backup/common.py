@@ -69,6 +69,11 @@ class StoredPoints:
         steps = route(self.view, parent.generation, parent.seq)
         return steps is not None and self._chain_of(steps[-1].segment, parent.seq) == parent.chain
 
+    def restores(self, generation: str, seq: int) -> bool:
+        """Whether the store still restores this seq of the generation exactly. Asks the head alone."""
+        owner = self.view.head.generations[generation]
+        return seq <= owner.end_seq and route(self.view, generation, seq) is not None
+
     def newest_common(self, generation: str, end: int) -> Parent | None:
         """The newest point up to `end`, of the generation or an ancestor, that is exact in the store, has our
         chain, and is not inside a condensed file of ours."""

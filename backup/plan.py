@@ -44,6 +44,10 @@ class StoreFacts(Protocol):
         comes behind it can be shipped by itself."""
         ...
 
+    def restores(self, generation: str, seq: int) -> bool:
+        """Whether the store still restores this seq of the generation exactly. Asks the head alone."""
+        ...
+
     def newest_common(self, generation: str, end: int) -> Parent | None:
         """The newest point up to `end`, of the generation or an ancestor, that is exact in the store, has our
         chain, and is not inside a condensed file of ours."""
@@ -252,7 +256,7 @@ def _leave(facts: Facts, head: Head) -> Parent | None:
 def _go_on_from(facts: Facts, head: Head, origin: Origin) -> Decision:
     """A restored copy: it takes its line over, if that stands where it stood at the restore or if it is told
     to."""
-    if facts.end == origin.seq and head.generations[origin.generation].end_seq >= origin.seq:
+    if facts.end == origin.seq and facts.offered.restores(origin.generation, origin.seq):
         return Idle(origin.generation)  # no record is new; whether the line moved is asked when there is one
     end = line_end(head, origin.generation)
     moved = (end.id, end.last_seq) != (origin.end_generation, origin.end_last_seq)

@@ -258,6 +258,9 @@ class _NoPoints:
     def offers(self, parent: Parent) -> bool:
         return False
 
+    def restores(self, generation: str, seq: int) -> bool:
+        return False
+
     def newest_common(self, generation: str, end: int) -> Parent | None:
         return None
 

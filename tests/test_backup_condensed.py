@@ -131,3 +131,32 @@ def test_fork_does_not_leave_inside_a_file_that_is_not_exact(
     assert (generation.parent and generation.parent.seq) == (40 if pinned == 40 else None)
     backup.restore(file_url, tmp_path / "again", generation=report.generation, meta=meta)
     assert state(tmp_path / "again") == state(copy)
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_copy_that_the_store_has_no_more_is_not_reported_as_safe(
+    tmp_path: Path, file_url: str, moves: bool
+) -> None:
+    """Nothing new was written to the copy; but a merge has given up its point."""
+    path, copy, meta = tmp_path / "db", tmp_path / "copy", tmp_path / "meta.db"
+    overwrite(path, 2)
+    backup.backup(path, file_url, meta=meta)
+    if moves:
+        backup.restore(file_url, copy, meta=meta)
+        overwrite(path, 1)
+        backup.backup(path, file_url, meta=meta)
+    else:
+        overwrite(path, 1)
+        backup.backup(path, file_url, meta=meta)
+        backup.restore(file_url, copy, seq=40, meta=meta)
+    assert backup.backup(copy, file_url, meta=meta).segments == ()
+    compactor.compact(file_url, strategy="all", window=0, meta=meta)
+    if moves:
+        with pytest.raises(FencedError) as caught:
+            backup.backup(copy, file_url, meta=meta)
+        assert caught.value.kind == "moved"
+    report = backup.backup(copy, file_url, fork=moves, meta=meta)
+    assert report.last_seq == 40
+    assert backup.backup(copy, file_url, meta=meta).segments == ()
+    backup.restore(file_url, tmp_path / "again", generation=report.generation, meta=meta)
+    assert state(tmp_path / "again") == state(copy)

@@ -44,6 +44,9 @@ class Offered:
     def offers(self, parent: Parent) -> bool:
         return self.all
 
+    def restores(self, generation: str, seq: int) -> bool:
+        return self.all
+
     def newest_common(self, generation: str, end: int) -> Parent | None:
         return self.common
 
@@ -285,7 +288,7 @@ def test_copy_of_a_line_that_was_dropped_is_told_so_though_nobody_wrote_there() 
 
 def test_copy_of_a_point_that_was_let_go_of_is_not_idle() -> None:
     cut = head(gen(PARENT, 12, kept_to=9, successor=OTHER), gen(OTHER, 14))
-    assert decide(copy(head=cut, end=10)) == Refuse("moved", 14, OTHER)
+    assert decide(copy(head=cut, end=10, offered=Offered(all=False))) == Refuse("moved", 14, OTHER)
 
 
 def test_copy_whose_branch_point_is_no_longer_offered_ships_everything() -> None:
