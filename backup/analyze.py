@@ -92,7 +92,7 @@ def analyze(
     (`no_namespace`, `no_generation`), FencedError (`two_lines`), DamageError (no path is left; first_seq and
     last_seq say what is lost), InvalidError, RefusedError, TemporaryError.
     """
-    wanted = Wanted.of(at=at, seq=seq)
+    wanted = Wanted.of(at=at, seq=seq, nearest_before=None)
     with open_session(url, meta, options) as session:
         return analyze_session(session, wanted, generation)
 

@@ -17,7 +17,7 @@ from compactor.body import Json, Malformed, Members, damaged, no_extra
 from compactor.head import Head
 from ourdb.errors import InvalidError
 from ourdb.record import TIME_MAX
-from ourdb.units import format_time
+from ourdb.units import format_span, format_time
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -112,9 +112,9 @@ def policy_for(head: Head, window_ms: int | None = None) -> Policy:
     if window_ms is None:
         return policy
     if head.policy is not None and (policy.window_ms is None or window_ms < policy.window_ms):
-        said = "every point" if policy.window_ms is None else f"{policy.window_ms} ms"
+        said = "every point" if policy.window_ms is None else format_span(policy.window_ms)
         raise InvalidError(
-            f"the policy of this namespace keeps {said}, more than this window: {window_ms} ms "
+            f"the policy of this namespace keeps {said}, more than this window: {format_span(window_ms)} "
             "(change the policy first: ourdb policy URL --window)",
             kind="below_policy",
             window_ms=window_ms,
@@ -125,7 +125,8 @@ def policy_for(head: Head, window_ms: int | None = None) -> Policy:
 
 def _check(name: str, value: object, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InvalidError(f"policy: {name} must be {least} to {most}: {value!r}", name=name)
+        spans = f" ({format_span(least)} to {most // DAY_MS}d)" if name.endswith("_ms") else ""
+        raise InvalidError(f"policy: {name} must be {least} to {most}{spans}: {value!r}", name=name)
 
 
 def boundaries(policy: Policy, anchor_ms: int) -> list[int]:

@@ -221,7 +221,7 @@ class FileSystem:
 
     def make_directory(self, path: Path) -> None:
         """The directory and its parents, if need be; the entry of each is durable in its parent."""
-        if not path.is_dir():
+        if not os.path.isdir(path):  # of Path, it raises what is not translated
             self.make_directory(path.parent)
             self.call("create", path, lambda: path.mkdir(exist_ok=True))
             self.sync_directory(path.parent)

@@ -94,6 +94,12 @@ def test_out_writes_files_below_a_folder(tmp_path: Path, url: str) -> None:
     assert objects(url) == before
 
 
+def test_out_that_cannot_be_a_folder_is_told(tmp_path: Path, url: str) -> None:
+    error = failed("compact", url, "--strategy", "all", "--out", tmp_path / ("x" * 300))
+    assert (error["kind"], error["exit_code"]) == ("io_error", 1)
+    assert "x" * 300 in error["path"]
+
+
 def test_window_below_the_policy_is_refused(url: str) -> None:
     ok("policy", url, "--window", "30d")
     error = failed("compact", url, "--window", "1d")
@@ -107,7 +113,7 @@ def test_window_below_the_policy_is_refused(url: str) -> None:
         (["--threshold", "1"], "invalid", "at least 2"),
         (["--strategy", "all", "--threshold", "3"], "invalid", "does not have this option"),
         (["--window", "-1d"], "usage", "not a duration"),
-        (["--dry-run", "--out", "out"], "invalid", "exclude"),
+        (["--dry-run", "--out", "out"], "usage", "only one of --dry-run and --out"),
         (["--all"], "usage", "a URL, or --all"),
     ],
 )

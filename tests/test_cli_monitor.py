@@ -161,6 +161,11 @@ def test_what_makes_no_sense_is_a_usage_error(words: tuple[str, ...]) -> None:
     assert failed(*words)["kind"] == "usage"
 
 
+def test_a_missing_action_is_told_on_one_line() -> None:
+    message = failed("monitor")["message"]
+    assert message.startswith("missing argument 'ACTION'. Choose from: add, remove, list (see")
+
+
 def test_nothing_monitored_is_nothing_to_do() -> None:
     assert ok("monitor", "list", "--json").json == {"namespaces": []}
     assert ok("meta", "sync", "--json").json == {"namespaces": []}

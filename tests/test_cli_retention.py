@@ -38,7 +38,6 @@ def notes(tmp_path: Path, url: str) -> Path:
 def test_a_policy_is_shown_set_and_shown_again(notes: Path, url: str) -> None:
     assert ok("policy", url).text.splitlines() == [
         "window    everything, for ever",
-        "keep      nothing older than the window",
         "minimum   1",
         "grace     1d",
     ]
@@ -75,6 +74,20 @@ def test_a_policy_that_is_none_is_exit_2_and_changes_nothing(
     before = ok("policy", url, "--json").json["policy"]
     assert failed("policy", url, *words)["exit_code"] == 2
     assert ok("policy", url, "--json").json["policy"] == before
+
+
+def test_a_span_that_is_out_of_range_is_told_as_people_write_it(notes: Path, url: str) -> None:
+    assert "(1h to " in failed("policy", url, "--grace", "59m")["message"]
+    ok("policy", url, "--window", "30d")
+    assert "keeps 30d, more than this window: 12h" in failed("compact", url, "--window", "12h")["message"]
+
+
+def test_only_what_takes_the_nearest_point_offers_it(notes: Path, url: str) -> None:
+    assert "--nearest-before" in failed("get", url, 7, "--seq", 9)["message"]
+    for words in (("pin", url, "p"), ("analyze", url)):
+        error = failed(*words, "--seq", 9)
+        assert error["nearest_before"]["seq"] == 3
+        assert "--nearest-before" not in error["message"]
 
 
 def test_a_pin_is_made_listed_and_removed(notes: Path, url: str) -> None:

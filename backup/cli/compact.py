@@ -63,6 +63,7 @@ def compact_command(
     dropped. What was merged stays in the store until `prune`.
     """
     at_most_one(all=everything, out=options["out"])
+    at_most_one(dry_run=options["dry_run"], out=options["out"])
     check_one_or_all(url, everything)
     from compactor import compact
 

@@ -64,7 +64,7 @@ def _fields(kind: str, message: str, exit_code: int) -> dict[str, Any]:
 def _usage_message(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
     hint = f" (see {context.command_path} --help)" if context else ""
-    message = error.format_message().rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".")
     return message[:1].lower() + message[1:] + hint
 
 

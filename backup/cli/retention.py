@@ -112,7 +112,8 @@ def _print_policy(found: PolicyReport) -> None:
     window = "everything, for ever" if policy.window_ms is None else format_span(policy.window_ms)
     print_text(f"window    {window}")
     rules = [f"{getattr(policy, rule)} {rule}" for rule in _RULES if getattr(policy, rule)]
-    print_text(f"keep      {', '.join(rules) or 'nothing older than the window'}")
+    if rules or policy.drops:
+        print_text(f"keep      {', '.join(rules) or 'nothing older than the window'}")
     if policy.keep_versions:
         print_text(f"versions  {policy.keep_versions} of each id")
     print_text(f"minimum   {policy.minimum}")

@@ -94,9 +94,9 @@ class Destination:
         return aside
 
     def _occupied(self) -> bool:
-        if self.path.is_dir():
+        if os.path.isdir(self.path):  # those of Path raise what no caller expects
             return bool(self._fs.names(self.path))
-        return self.path.exists()
+        return os.path.exists(self.path)
 
     def _unused(self) -> File:
         """The writer's lock of the database that is replaced; of anything else nothing is asked."""

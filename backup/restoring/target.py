@@ -22,11 +22,12 @@ from ourdb.units import When, format_time, to_ms
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """A target as it was asked for. time_max: ms, inclusive. Neither seq nor time: the newest point."""
+    """A target as it was asked for. time_max: ms, inclusive. Neither seq nor time: the newest point.
+    nearest_before: None where it cannot be asked for."""
 
     seq: int | None = None
     time_max: int | None = None
-    nearest_before: bool = False
+    nearest_before: bool | None = False
 
     @classmethod
     def of(
@@ -35,7 +36,7 @@ class Wanted:
         at: When | None = None,
         seq: int | None = None,
         before: When | None = None,
-        nearest_before: bool = False,
+        nearest_before: bool | None = False,
     ) -> Wanted:
         """at: the last point up to this time, inclusive; before: exclusive. At most one of the three.
 
@@ -263,7 +264,8 @@ class _Search:
             for side, point in (("before", before), ("after", after))
             if point
         ]
-        hint = "; --nearest-before takes the one before" if before else ""
+        offered = before is not None and self._wanted.nearest_before is not None
+        hint = "; --nearest-before takes the one before" if offered else ""
         return UnreachableError(
             f"cannot restore {self._wanted} exactly: {why} ({'; '.join(named) or 'no point is there'}{hint})",
             nearest_before=before.as_json() if before else None,

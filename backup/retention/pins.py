@@ -73,7 +73,7 @@ def pin(
     `no_generation`), FencedError (`two_lines`, `no_cas`, `other_host`), DamageError, RefusedError,
     TemporaryError.
     """
-    wanted = Wanted.of(at=at, seq=seq)
+    wanted = Wanted.of(at=at, seq=seq, nearest_before=None)
     check_name(name)
     with open_session(url, meta, options) as session:
         return pin_session(session, name, wanted, generation)

@@ -206,15 +206,15 @@ class _Compaction:
         first = problems[0]
         fields = {**first.fields, "sets": [done.as_json() for done in self._done]}
         return DamageError(
-            f"{len(problems)} of {len(self._done)} sets could not be merged, what lies around the damage is "
-            f"tried by itself: {first.message}",
+            f"{len(problems)} of {len(self._done)} sets could not be merged, what lies around the damage was "
+            f"tried by itself (ourdb verify --data lists all damage): {first.message}",
             kind=first.kind,
             **fields,
         )
 
 
 def _check_folder(folder: Path | None) -> None:
-    if folder is not None and folder.exists() and not folder.is_dir():
+    if folder is not None and os.path.exists(folder) and not os.path.isdir(folder):  # Path.exists may raise
         raise ExistsError(f"the folder to write to exists, and is none: {folder}", path=str(folder))
 
 
