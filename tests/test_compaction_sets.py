@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from backup.retention.prune import prune_session
 from compactor.compaction.sets import MergeSet, find_sets
+from compactor.meta.index import MetaIndex
+from compactor.session import Session
 from compactor.strategies import All, Auto, Levels
 from compactor.strategies import Log as Halves
 from ourdb.segment.summary import Stretch
 from tests.compacting import G1, G2, G3, Bench
-from tests.worlds import DAY_0, HOUR, Log, World, memory_world, writes
+from tests.worlds import DAY_0, HOUR, Log, World, Write, memory_world, writes
 
 
 def spans(sets: list[MergeSet]) -> list[tuple[str, int, int]]:
@@ -123,6 +126,42 @@ def test_times_mean_the_same_after_a_merge_across_branch_points(tmp_path: Path) 
     assert {time: bench.meant(time) for time in times if time >= since} == {
         time: seq for time, seq in before.items() if time >= since
     }
+
+
+def left_late(folder: Path, left: int) -> Bench:
+    """G1 went on behind 20 when G2, which left it at 10, had taken over; then G3 left G1, and took over."""
+    bench, first = Bench(folder), writes(20)
+    second, began = first.copy(10), DAY_0 + HOUR
+    for n in range(20):
+        first.append(Write(n % 5, b"went on", began + 500 + n * 1000))
+        second.append(Write(n % 5, b"second", began + n * 1000))
+    third = first.copy(left)
+    third.append(Write(1, b"third", began + 2 * HOUR))
+    bench.world.line(G1, first, [20, 30])
+    bench.world.line(G2, second, [20], parent=(G1, 10), takes_over=G1)
+    bench.world.line(G3, third, parent=(G1, left), takes_over=G2)
+    bench.world.publish()
+    return bench
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+@pytest.mark.parametrize("left", [20, 30])
+def test_line_that_left_behind_what_was_written_after_a_take_over_stays_as_it_is(
+    tmp_path: Path, left: int, forgets: bool
+) -> None:
+    """Merged across, and without G2, it would answer with G1 for times at which G2 was meant."""
+    bench = left_late(tmp_path, left)
+    times = [DAY_0 + 1000 * n for n in range(10)] + [DAY_0 + HOUR + 250 * n for n in range(100)]
+    before = {time: bench.meant(time) for time in times}
+    if forgets:
+        meta = MetaIndex.open(bench.folder / "prune.db")
+        prune_session(Session(bench.world.store, meta), drop_generation=G2, clock_ms=lambda: bench.now_ms)
+        assert [*bench.view.head.generations] == [G1, G3]
+    bench.compact("all")
+    assert (bench.view.head.generations[G3].parent is None) == (left == 20)
+    after = {time: bench.meant(time) for time in times}
+    assert all(seq in (before[time], None) for time, seq in after.items())
+    assert forgets or after == before
 
 
 def test_line_whose_ancestor_is_written_still_is_merged_by_itself(tmp_path: Path) -> None:

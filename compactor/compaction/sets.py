@@ -11,7 +11,7 @@ from compactor.compaction.aged import aged_together, aged_units
 from compactor.entries import SegmentEntry
 from compactor.generations import Generation
 from compactor.head import Head
-from compactor.lineage import HeadView, ancestry, open_lines, segments_of
+from compactor.lineage import HeadView, ancestry, begin_time, open_lines, segments_of
 from compactor.path import Step, plan_path, route
 from compactor.strategies import All, Auto, Strategy
 from compactor.windows import lost_range
@@ -143,9 +143,12 @@ def path_of(view: HeadView, generation: Generation) -> list[Step]:
 
 
 def _line_across(view: HeadView, end: Generation) -> MergeSet | None:
-    """A whole line as a set, if it has ancestors, and took over from all of them."""
-    ancestors = [owner for owner, _ in ancestry(view.head, end.id) if owner is not end]
-    if not ancestors or not all(_leads_to(view.head, owner, end) for owner in ancestors):
+    """A whole line as a set, if it has ancestors, took over from all of them, and the times of what it would
+    hold can be told from its seqs."""
+    line = [owner for owner, _ in ancestry(view.head, end.id)]
+    if len(line) < 2 or not all(_leads_to(view.head, owner, end) for owner in line):
+        return None
+    if any(_left_late(view, owner) for owner in line if owner.parent):
         return None
     steps = route(view, end.id, end.end_seq)
     if steps is None:
@@ -161,6 +164,22 @@ def _leads_to(head: Head, owner: Generation, end: Generation) -> bool:
     while owner.successor is not None and owner is not end:
         owner = head.generations[owner.successor]
     return owner is end
+
+
+def _left_late(view: HeadView, child: Generation) -> bool:
+    """Whether a generation left its parent behind what that one wrote once another had taken over from it, or
+    perhaps did: then times mean the other, and the seqs that the two have in common do not tell."""
+    head, left = view.head, child.parent
+    assert left is not None
+    parent = head.generations[left.generation]
+    limits: list[int | None] = []
+    if parent.successor is not None and parent.successor != child.id:
+        limits.append(begin_time(view, head.generations[parent.successor]))
+    if any(one.successor == parent.successor for one in head.forgotten):
+        limits.append(parent.kept_until)
+    runs = (run for segment in segments_of(view, parent.id) for run in segment.exact_runs)
+    ends = [run.last_time for run in runs if run.first_seq <= left.seq <= run.last_seq]
+    return any(limit is None or min(ends, default=limit) >= limit for limit in limits)
 
 
 def _whole_pieces(path: Sequence[Step], generation: Generation) -> Iterator[list[Step]]:
