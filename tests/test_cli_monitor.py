@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,28 @@ def test_databases_below_a_folder_are_monitored_where_they_were_shipped_to(
     assert done.text.splitlines()[0] == f"1 segment up to seq 1, nothing new, 1 request: {listed()[0]}"
     table = ok("monitor", "list").text
     assert url(tmp_path, "b") in table
+
+
+def test_a_folder_without_databases_is_told(tmp_path: Path) -> None:
+    assert f"no database below this directory: {tmp_path}" in ok("monitor", "add", "--from", tmp_path).err
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_the_others_are_gone_through(
+    databases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir, closed = os.scandir, str(databases / "deep")
+
+    def refusing(path: str) -> Iterator[os.DirEntry[str]]:
+        if path == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    done = ourdb("monitor", "add", "--from", databases, "--json")
+    assert done.code == 3
+    (error,) = done.json["error"]["failed"]
+    assert (error["name"], error["error"]["kind"]) == (closed, "io_error")
+    assert listed() == [url(tmp_path, "a"), url(tmp_path, "a-too")]
 
 
 def test_a_mark_of_another_endpoint_is_found_there(

@@ -119,7 +119,10 @@ def _shipped_from(folder: Path, failed: dict[str, Error]) -> list[str]:
     """Where the databases below a folder were shipped to; `failed` gets those that cannot be read."""
     from backup.shipped import databases_below, shipped_urls
 
-    by_database = try_each(map(str, databases_below(folder)), shipped_urls, failed)
+    databases = list(map(str, databases_below(folder, failed.__setitem__)))
+    if not databases:
+        note(f"no database below this directory: {folder}")
+    by_database = try_each(databases, shipped_urls, failed)
     for database in (database for database, urls in by_database.items() if not urls):
         note(f"never shipped: {database}")
     return [url for urls in by_database.values() for url in urls]
