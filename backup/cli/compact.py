@@ -44,7 +44,7 @@ _COMMIT_REQUESTS = 1  # of a set: the put of the head
     "--window",
     callback=parse_span,
     metavar="SPAN",
-    help="Drop what no point of this time (30d) needs; 0: only the newest stays. Not less than the policy's.",
+    help="Keep each point so long (30d; 0: the newest) and drop what none needs; not less than the policy's.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be merged, what it costs and saves.")
 @click.option(

@@ -160,9 +160,8 @@ class _Search:
         if begin is not None and time_max >= begin:
             served = self._served(self._own(owner, upto), time_max)
             return served or "the store has that time no more, or only merged"
-        if (
-            owner.began and upto < owner.began.seq
-        ):  # left before its own first record, whoever it took over from
+        if owner.began and upto < owner.began.seq:
+            # A child left it before its own first record: whoever it took over from has no say.
             found = self._inherited(owner, owner.began, upto, time_max)
             if isinstance(found, Point):
                 return found

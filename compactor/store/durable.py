@@ -108,9 +108,8 @@ class TemporaryFile:
 
 def _copy_some(source: int, target: int, start: int, length: int) -> int:
     """Appends some of the bytes, and returns how many."""
-    with contextlib.suppress(
-        OSError
-    ):  # not between these file systems, or not at all: reading says why, or works
+    with contextlib.suppress(OSError):
+        # Not between these file systems, or not at all: reading says why, or works.
         if count := os.copy_file_range(source, target, length, start):
             return count
     data = os.pread(source, min(length, COPY_BYTES), start)
