@@ -10,7 +10,9 @@ from backup.adopt import find_left, is_ours
 from backup.context import Context, Look, Work
 from backup.plan import Gap, Ship, cover
 from backup.upload import Task, Uploader
+from compactor.generations import Began
 from compactor.head import Generation, Known, SegmentEntry
+from compactor.lineage import take_overs
 from compactor.publish import Change, Writer, follow, may_name, publish
 from ourdb.line import Line, Mark
 from ourdb.log import Piece
@@ -185,7 +187,21 @@ class Shipment:
                 chain=last.chain_after,
                 highest_id=last.highest_id,
             )
+            grown = replace(grown, began=grown.began or self._began(grown, entries))
         return replace(grown, as_of=max(grown.as_of, self._look.as_of)) if whole else grown
+
+    def _began(self, grown: Generation, entries: Sequence[SegmentEntry]) -> Began | None:
+        """Where the own records of a copy begin that took over and had to ship what lay before them, too: a
+        time before that still means the line that it took over from."""
+        origin, head = self._line.origin, self._view.head if self._view else None
+        if head is None or origin is None or origin.seq == 0 or origin.store != self._context.identity:
+            return None
+        first = next((entry for entry in entries if entry.first_seq == origin.seq + 1), None)
+        if first is None or grown.parent or self._line.start not in ("plain", "take-over"):
+            return None
+        known = origin.generation in head.generations
+        before = take_overs(head, origin.generation, origin.seq) if known else ()
+        return Began(first.first_seq, first.name.first_time, (*before, first.first_seq))
 
     def _writer(self) -> Writer:
         context = self._context

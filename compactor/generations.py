@@ -74,7 +74,8 @@ class Generation:
     kept_to: of its own seqs those behind this one were let go of, None: none was. Nobody writes such a
     generation any more. kept_until: the time of the first of these, or the first of a successor that was
     forgotten: from then on no time means this generation; None: that is not known, or there is none.
-    began: a merge wrote what lay before its own first record into it; then it has no parent.
+    began: a merge, or the first backup of a copy, wrote what lay before its own first record into it; then it
+    has no parent.
     """
 
     id: str

@@ -112,12 +112,17 @@ def began_with(head: Head, generation: str, time_ms: int) -> Began:
     child = head.generations[generation]
     if child.began:
         return child.began
+    return Began(child.first_seq, time_ms, take_overs(head, generation, child.end_seq))
+
+
+def take_overs(head: Head, generation: str, upto: int) -> tuple[int, ...]:
+    """The seqs up to this one at which a successor began, of a generation and its ancestors, ascending."""
     seqs: set[int] = set()
-    for owner, _ in ancestry(head, generation):
+    for owner, _ in ancestry(head, generation, upto):
         seqs.update(owner.began.took_over if owner.began else ())
         if owner.parent and took_over(head, owner.id):
             seqs.add(owner.first_seq)
-    return Began(child.first_seq, time_ms, tuple(sorted(seqs)))
+    return tuple(sorted(seq for seq in seqs if seq <= upto))
 
 
 def line_of(head: Head, generation: str | None = None) -> Generation | None:

@@ -131,7 +131,8 @@ def _check_same_line(old: Head, new: Head, was: Generation, now: Generation) -> 
     whole = now.parent is None and now.began is not None and now.began.seq == was.first_seq > 1
     if now.parent != was.parent and not whole:
         raise refuse(f"generation {name} would have another parent", seq=was.last_seq)
-    if now.parent == was.parent and now.began != was.began:
+    begins = was.began is None and now.began is not None and was.last_seq < now.began.seq
+    if now.parent == was.parent and now.began != was.began and not begins:
         raise refuse(f"generation {name} would begin elsewhere")
     if now.last_seq < was.last_seq or now.as_of < was.as_of:
         raise refuse(f"generation {name} would go back", seq=was.last_seq)

@@ -160,3 +160,32 @@ def test_copy_that_the_store_has_no_more_is_not_reported_as_safe(
     assert backup.backup(copy, file_url, meta=meta).segments == ()
     backup.restore(file_url, tmp_path / "again", generation=report.generation, meta=meta)
     assert state(tmp_path / "again") == state(copy)
+
+
+@pytest.mark.parametrize("commit_seconds", [0.0, 900.0])
+def test_copy_that_took_over_without_a_branch_point_does_not_answer_for_the_line_before(
+    tmp_path: Path, file_url: str, commit_seconds: float
+) -> None:
+    """It left at 40, which the store had no more when it began. Until then the line held what was there."""
+    path, copy, meta = tmp_path / "db", tmp_path / "copy", tmp_path / "meta.db"
+    overwrite(path, 2)
+    backup.backup(path, file_url, meta=meta)
+    overwrite(path, 1)
+    last = backup.backup(path, file_url, meta=meta)
+    backup.restore(file_url, copy, seq=40, meta=meta)
+    compactor.compact(file_url, strategy="all", window=0, meta=meta)
+    overwrite(copy, 1)
+    options = backup.BackupOptions(segment_bytes=1000, commit_seconds=commit_seconds)
+    report = backup.backup(copy, file_url, meta=meta, options=options)
+    found = backup.points(file_url, meta=meta)
+    [taken, own] = found.generations
+    assert (taken.successor, own.id, own.parent) == (own.id, report.generation, None)
+    assert own.began is not None
+    assert (own.began.seq, own.began.took_over) == (41, (41,))
+    meant = backup.restore(file_url, tmp_path / "then", at=last.last_time, meta=meta)
+    assert (meant.generation, meant.seq) == (taken.id, 60)
+    assert backup.restore(file_url, tmp_path / "now", at=own.began.time, meta=meta).generation == own.id
+    with ourdb.open(copy) as db:
+        db.set(b"more", 1)
+    backup.backup(copy, file_url, meta=meta)
+    assert backup.points(file_url, meta=meta).generations[1].began == own.began
