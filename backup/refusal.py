@@ -41,8 +41,9 @@ def _superseded(found: Refuse, path: Path, url: str, line: Line) -> str:
             f"{url} has let go of generation {line.generation} of {path}, which was taken for dead: stop "
             "writing here, or keep it with backup --fork"
         )
+    at = f" at seq {found.seq}" if found.seq else ""  # none is left of a line that was dropped
     return (
-        f"generation {line.generation} of {path} was taken over by {found.other} at seq {found.seq}: a "
+        f"generation {line.generation} of {path} was taken over by {found.other}{at}: a "
         "restored copy goes on there; stop writing here, or keep both with backup --fork"
     )
 

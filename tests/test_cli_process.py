@@ -128,6 +128,21 @@ def test_ignored_interrupt_stays_ignored() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize(
+    ("closed", "told"), [("<&-", True), (">&-", False), ("2>&-", True), ("<&- >&- 2>&-", False)]
+)
+@pytest.mark.parametrize("words", [["info", "--json"], ["info"], ["check"]])
+def test_closed_standard_files_are_no_fault_of_the_command(
+    tmp_path: Path, closed: str, told: bool, words: list[str]
+) -> None:
+    ok("init", tmp_path / "db")
+    command = f'exec "$0" -m backup.cli "$@" {closed}'
+    program = ["sh", "-c", command, sys.executable, words[0], str(tmp_path / "db"), *words[1:]]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert bool(done.stdout) == told
+
+
 def test_reader_that_goes_away_is_no_noise(tmp_path: Path) -> None:
     ok("init", tmp_path / "db")
     lines = b"".join(b'{"id": %d, "value": "%s"}\n' % (number, b"x" * 1000) for number in range(2_000))

@@ -174,6 +174,26 @@ def test_prune_of_all_that_is_monitored_goes_on_where_one_fails(
         assert ourdb("prune", *words).code == 2
 
 
+def test_what_a_dropped_line_was_told_has_no_seq_that_is_none(notes: Path, url: str, tmp_path: Path) -> None:
+    ok("restore", url, tmp_path / "copy", "--seq", 2)
+    ok("set", tmp_path / "copy", 8, "other")
+    ok("backup", tmp_path / "copy", url)  # takes over before the line's end
+    (first, _) = ok("points", url, "--json").json["generations"]
+    ok("compact", url, "--strategy", "all")
+    ok("prune", url, "--drop-generation", first["generation"], "--grace", "0s")
+    ok("set", notes, 7, "late")
+    error = failed("backup", notes, url)
+    assert error["kind"] == "superseded"
+    assert "seq 0" not in error["message"]
+
+
+def test_the_reason_of_an_open_line_names_keep_rules_only_where_there_are_any(notes: Path, url: str) -> None:
+    ok("policy", url, "--window", "0s")
+    assert "keep rules" not in ok("prune", url, "--dry-run").text
+    ok("policy", url, "--keep-daily", 2)
+    assert "the state at 2 times of keep rules" in ok("prune", url, "--dry-run").text
+
+
 def test_a_dead_line_is_dropped_and_its_directory_told(notes: Path, url: str, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     ok("restore", url, copy)

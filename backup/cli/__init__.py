@@ -14,6 +14,9 @@ __all__ = ["main"]
 def main() -> None:
     """The console script. Ends the process with the exit code of practice: 0 done, 143 SIGTERM, ..."""
     signals.end_silently()
+    from backup.cli.standard import open_closed
+
+    open_closed()
     from backup.cli.failure import Terminated
     from backup.cli.group import cli
 

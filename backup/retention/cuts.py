@@ -144,9 +144,10 @@ class _Cutter:
         if self._policy.window_ms is None:
             return "an open line, and the policy has no window: all is kept"
         rules = len(boundaries(self._policy, self._anchor.time_ms))
+        states = f", and the state at {rules} times of keep rules" if rules else ""
         return (
-            f"an open line: every write since {format_time(max(self._window_start, 0))}, and the state at "
-            f"{rules} times of keep rules; what else lies before goes with the next compact"
+            f"an open line: every write since {format_time(max(self._window_start, 0))}{states}; what else "
+            "lies before goes with the next compact"
         )
 
     @property
