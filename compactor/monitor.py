@@ -136,7 +136,11 @@ def lasting_index(meta: MetaPath) -> Iterator[MetaIndex]:
     """The meta index, if what is written there stays."""
     with MetaIndex.open(meta) as index:
         if not index.lasting:
-            raise StorageError(str(index.note), kind="not_writable", path=str(index.path))
+            raise StorageError(
+                f"what is monitored stands in the meta index (--meta FILE, OURDB_META), and {index.note}",
+                kind="not_writable",
+                path=str(index.path),
+            )
         yield index
 
 

@@ -186,6 +186,13 @@ def test_what_makes_no_sense_is_a_usage_error(words: tuple[str, ...]) -> None:
     assert failed(*words)["kind"] == "usage"
 
 
+def test_a_meta_index_that_cannot_be_kept_is_told_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    error = failed("monitor", "list", "--meta", tmp_path / "file" / "meta.db")
+    assert (error["kind"], error["path"]) == ("not_writable", str(tmp_path / "file" / "meta.db"))
+    assert "what is monitored stands in the meta index (--meta FILE" in error["message"]
+
+
 def test_a_missing_action_is_told_on_one_line() -> None:
     message = failed("monitor")["message"]
     assert message.startswith("missing argument 'ACTION'. Choose from: add, remove, list (see")

@@ -153,7 +153,7 @@ class MetaFile:
     def _without(self, why: str) -> Database:
         self.lasting = False
         where = "no place for it" if self.path is None else str(self.path)
-        self.note = f"the meta index is not used, runs need more requests: {why}: {where}"
+        self.note = f"the meta index is not used, runs need more requests: {why.lower()}: {where}"
         connection = sqlite3.connect(MEMORY, check_same_thread=False)
         connection.execute("PRAGMA foreign_keys = on")
         db = Database(connection)
