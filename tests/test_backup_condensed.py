@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +130,7 @@ def test_fork_does_not_leave_inside_a_file_that_is_not_exact(
         if g.id == report.generation
     )
     assert (generation.parent and generation.parent.seq) == (40 if pinned == 40 else None)
+    assert generation.began is None
     backup.restore(file_url, tmp_path / "again", generation=report.generation, meta=meta)
     assert state(tmp_path / "again") == state(copy)
 
@@ -189,3 +191,22 @@ def test_copy_that_took_over_without_a_branch_point_does_not_answer_for_the_line
         db.set(b"more", 1)
     backup.backup(copy, file_url, meta=meta)
     assert backup.points(file_url, meta=meta).generations[1].began == own.began
+    elsewhere = file_url + "-elsewhere"
+    backup.backup(copy, elsewhere, meta=meta, options=options)
+    assert backup.points(elsewhere, meta=meta).generations[0].began is None
+
+
+def test_older_take_overs_are_told_too_where_there_is_no_branch_point(tmp_path: Path, file_url: str) -> None:
+    meta, paths = tmp_path / "meta.db", [tmp_path / f"db-{n}" for n in range(3)]
+    overwrite(paths[0], 3)
+    backup.backup(paths[0], file_url, meta=meta)
+    for before, copy in itertools.pairwise(paths):
+        end = backup.backup(before, file_url, meta=meta).last_seq
+        backup.restore(file_url, copy, seq=end - 10, meta=meta)
+        if copy is paths[2]:
+            compactor.compact(file_url, strategy="all", window=0, meta=meta)
+        overwrite(copy, 1)
+        backup.backup(copy, file_url, meta=meta)
+    newest = backup.points(file_url, meta=meta).generations[-1]
+    assert newest.began is not None
+    assert newest.began.took_over == (51, 61)

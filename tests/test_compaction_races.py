@@ -16,7 +16,7 @@ from compactor.store.base import NoAnswer
 from ourdb.errors import DamageError, InvalidError, TemporaryError
 from tests.compacting import G1, G2, Bench
 from tests.faulty import FaultyStore
-from tests.worlds import HOUR, Log, writes
+from tests.worlds import HOUR, Log, Write, writes
 
 
 class Killed(BaseException):
@@ -109,6 +109,32 @@ def test_branch_that_begins_meanwhile_is_not_lost(bench: Bench) -> None:
     bench.compact("all", window=HOUR, store=store)
     assert bench.assert_exact(G1) == [30, 59, 60]
     assert bench.assert_exact(G2) == [31, 32]
+
+
+def test_newest_points_before_a_branch_that_begins_meanwhile_are_not_lost(bench: Bench) -> None:
+    bench.set_policy(window_ms=0, last=3)
+    log = bench.world.logs[G1].copy(30)
+    log.append(Write(1, b"branch", log.time(30) + 1))
+
+    def branch() -> None:
+        bench.world.logs[G2] = log
+        entry = bench.world.segment(G2, 31, 31)
+        child = replace(
+            bench.view.head.generations[G1],
+            id=G2,
+            parent=Parent(G1, 30, log.chains[30]),
+            last_seq=31,
+            last_time=log.time(31),
+            chain=log.chains[31],
+            highest_id=log.highest[31],
+            as_of=log.time(31),
+        )
+        bench.change(add=[entry], generations={G2: child})
+
+    store = faulty(bench)
+    store.interleave("put_if_match", "head", branch)
+    bench.compact("all", store=store)
+    assert bench.assert_exact(G1) == [28, 29, 30, 58, 59, 60]
 
 
 def test_policy_that_grows_meanwhile_is_followed(bench: Bench) -> None:

@@ -164,6 +164,14 @@ def test_line_that_left_behind_what_was_written_after_a_take_over_stays_as_it_is
     assert forgets or after == before
 
 
+def test_line_on_whose_way_segments_overlap_is_not_merged_across(tmp_path: Path) -> None:
+    bench = succession(tmp_path)
+    bench.world.segments = [s for s in bench.world.segments if (s.generation, s.first_seq) != (G1, 11)]
+    bench.world.segment(G1, 6, 20)
+    bench.world.publish()
+    assert not any(chosen.across for chosen in find_sets(bench.view, All()))
+
+
 def test_line_whose_ancestor_is_written_still_is_merged_by_itself(tmp_path: Path) -> None:
     bench, first = Bench(tmp_path), writes(60)
     bench.world.line(G1, first, range(10, 60, 10))

@@ -347,6 +347,32 @@ def test_a_pin_behind_a_cut_is_not_offered() -> None:
     refused(view, Change(pins=(Pin(name="p", generation=GEN, seq=5, time=50),)), "is not offered|lost")
 
 
+def test_a_cut_ends_at_a_point_that_is_offered() -> None:
+    ends = {GEN: end_of(9), OTHER: end_of(8, generation=OTHER)}
+    entries = (entry_of(1, 9, runs=[(5, 5), (9, 9)], level=1), entry_of(1, 8, generation=OTHER))
+    view = view_with(*entries, generations=ends)
+    refused(view, kept_to(view, 4), "no path leads to the end")
+    assert follow(view, WRITER, kept_to(view, 5)).head.generations[GEN].end_seq == 5
+
+
+def test_a_generation_has_the_chain_of_its_last_segment() -> None:
+    view = view_with(entry_of(1, 5))
+    wrong = replace(end_of(7), chain=chain_at(7) ^ 1)
+    for pins in (None, ()):  # the short check, and the long one
+        change = Change(add=[entry_of(6, 7, made=7)], generations={GEN: wrong}, pins=pins)
+        refused(view, change, "does not end where|no path leads to the end")
+
+
+def test_where_its_own_records_begin_is_said_with_the_first_of_them() -> None:
+    """A copy ships what it was restored with first, perhaps in a commit of its own."""
+    view = view_with(entry_of(1, 4))
+    grown = replace(end_of(6), began=Began(5, 50, (5,)))
+    draft = follow(view, WRITER, Change(add=[entry_of(5, 6, made=7)], generations={GEN: grown}))
+    assert draft.head.generations[GEN].began == grown.began
+    late = replace(end_of(6), began=Began(4, 40, (4,)))
+    refused(view, Change(add=[entry_of(5, 6, made=7)], generations={GEN: late}), "would begin elsewhere")
+
+
 def test_a_pin_has_a_generation() -> None:
     """A store that shows an older head may still offer a point of what a newer one has forgotten."""
     view = superseded()

@@ -281,6 +281,34 @@ def verify_problems(yard: Yard) -> list[str]:
     return [problem.message for problem in found.problems]
 
 
+def test_points_that_two_segments_offer_count_once(tmp_path: Path) -> None:
+    yard = superseded(10 * DAY_MS, tmp_path, policy=Policy(window_ms=DAY_MS, minimum=32))
+    yard.world.segment(G2, 21, 31)
+    yard.world.publish()
+    assert "has 31 points, fewer than 32" in reason(yard.prune(), G1)
+
+
+def test_a_cut_behind_what_was_written_on_leaves_those_times_to_the_dropped_successor(tmp_path: Path) -> None:
+    """G1 went on when G2 had begun; a pin keeps the first of these points, and G2 is gone."""
+    yard = chained(tmp_path)
+    first = yard.world.logs[G1]
+    for n in range(2):
+        first.append(Write(1, b"went on", BEGAN + 500 + n * 1000))
+    world = memory_world()
+    world.line(G1, first, [15, 23])
+    world.line(G2, yard.world.logs[G2], parent=(G1, 20), takes_over=G1)
+    world.line(G3, yard.world.logs[G3], parent=(G1, 18), takes_over=G2)
+    world.pins = (Pin(name="p", generation=G1, seq=31, time=BEGAN + 500),)
+    world.policy = Policy(window_ms=0).as_json()
+    world.publish()
+    yard = Yard(world, tmp_path)
+    yard.prune(drop_generation=G2)
+    left = yard.head.generations[G1]
+    assert (left.successor, left.kept_to, left.kept_until) == (G3, 31, BEGAN)
+    assert yard.find(at=BEGAN - 1) == (G1, 30)
+    assert yard.find(at=BEGAN + 600) == (31, 19)
+
+
 @pytest.mark.parametrize(("least", "goes"), [(11, True), (31, True), (32, False)])
 def test_the_minimum_counts_the_points_of_the_open_line(tmp_path: Path, least: int, goes: bool) -> None:
     policy = Policy(window_ms=DAY_MS, minimum=least)
@@ -466,7 +494,7 @@ def test_what_was_taken_over_by_a_dropped_line_was_taken_over_by_its_successor(t
     yard = chained(tmp_path)
     yard.prune(drop_generation=G2)
     assert yard.head.generations[G1].successor == G3
-    assert yard.head.generations[G1].kept_until == BEGAN
+    assert (yard.head.generations[G1].kept_to, yard.head.generations[G1].kept_until) == (None, BEGAN)
     assert yard.find(at=DAY_0 + 25_000) == (G1, 25)
     assert yard.find(at=BEGAN + HOUR) == (30, 19)
     assert yard.find() == (G3, 19)

@@ -290,6 +290,15 @@ def test_a_cut_of_which_nobody_knows_when_the_rest_began_answers_no_time_of_that
     assert seq_of(world, seq=20) == (G1, 20)
 
 
+def test_a_cut_inside_a_run_does_not_answer_up_to_the_end_of_that_run():
+    world = restored_copy()
+    world.segments = [s for s in world.segments if (s.generation, s.first_seq) != (G1, 16)]
+    world.segment(G1, 16, 30, [(16, 25), (30, 30)], level=1)
+    world = cut(world, G1, 20)
+    assert unreachable(world, G1, at=DAY_0 + 22_000) == (20, None)
+    assert seq_of(world, at=DAY_0 + 12_000) == (G1, 12)
+
+
 def test_a_cut_behind_a_segment_knows_the_time_of_the_next_one():
     world = restored_copy()
     world.generations[G2] = replace(world.generations[G2], parent=None, began=Began(21, DAY_0 + HOUR + 1000))

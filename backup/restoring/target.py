@@ -180,7 +180,6 @@ class _Search:
         if (
             isinstance(before, Point)
             and (before.generation, before.seq) == (left.generation, left.seq)
-            and not taken
             and took_over(self._head, owner.id)
         ):
             return _let_go(before, owner.id, begin)

@@ -49,7 +49,7 @@ class PrunePlan:
     def change(self) -> Change | None:
         """What the next head does; None: nothing has to be put."""
         dropped, left = self.cuts.dropped, self._left()
-        let_go = [key for key in self.keys("let_go") if key not in dropped]
+        let_go = self.keys("let_go")
         generations, forget = self.cuts.generations, self.cuts.forget
         if not (dropped or let_go or left or generations or forget):
             return None
