@@ -112,7 +112,9 @@ def test_branch_that_begins_meanwhile_is_not_lost(bench: Bench) -> None:
 
 
 def test_newest_points_before_a_branch_that_begins_meanwhile_are_not_lost(bench: Bench) -> None:
+    """The branch point itself is kept in any case, by a pin."""
     bench.set_policy(window_ms=0, last=3)
+    bench.pin("p", 30)
     log = bench.world.logs[G1].copy(30)
     log.append(Write(1, b"branch", log.time(30) + 1))
 

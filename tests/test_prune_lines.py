@@ -283,7 +283,7 @@ def verify_problems(yard: Yard) -> list[str]:
 
 def test_points_that_two_segments_offer_count_once(tmp_path: Path) -> None:
     yard = superseded(10 * DAY_MS, tmp_path, policy=Policy(window_ms=DAY_MS, minimum=32))
-    yard.world.segment(G2, 21, 31)
+    yard.world.segment(G2, 24, 28)
     yard.world.publish()
     assert "has 31 points, fewer than 32" in reason(yard.prune(), G1)
 
@@ -455,6 +455,18 @@ def test_a_dead_line_that_another_left_keeps_its_start_and_is_open_no_more(tmp_p
     assert yard.find() == (G2, 31)
     assert yard.find(seq=12) == (G1, 12)
     assert verify_problems(yard) == []
+
+
+def test_a_dead_line_that_another_left_at_its_end_loses_no_time(tmp_path: Path) -> None:
+    world = memory_world()
+    second = writes(31)
+    world.line(G1, second.copy(30))
+    world.line(G2, second, parent=(G1, 30))
+    world.publish()
+    yard = Yard(world, tmp_path)
+    yard.prune(drop_generation=G1)
+    left = yard.head.generations[G1]
+    assert (left.open, left.kept_to, left.kept_until) == (False, 30, None)
 
 
 def test_the_only_open_line_and_one_with_pins_are_not_dropped(tmp_path: Path) -> None:
