@@ -283,7 +283,7 @@ def verify_problems(yard: Yard) -> list[str]:
 
 def test_points_that_two_segments_offer_count_once(tmp_path: Path) -> None:
     yard = superseded(10 * DAY_MS, tmp_path, policy=Policy(window_ms=DAY_MS, minimum=32))
-    yard.world.segment(G2, 24, 28)
+    yard.world.segment(G2, 21, 30)
     yard.world.publish()
     assert "has 31 points, fewer than 32" in reason(yard.prune(), G1)
 
