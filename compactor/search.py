@@ -91,10 +91,6 @@ class Search:
         there = range(bisect_left(edges.lasts, end), bisect_right(edges.lasts, end))
         return next((other for other in there if edges.afters[other] == chain), NONE)
 
-    def _best_of(self, leader: int) -> int:
-        """Of the edges with this leader, the one of the best path."""
-        return self._best.get(leader, leader)
-
     def _enter_overlapping(self, edge: int, cost: int | None) -> int | None:
         """The cost of the best path up to an edge that others overlap; cost: by those that end before it.
 
@@ -173,15 +169,23 @@ class Search:
     def _steps(self, edge: int, upto: int) -> list[Step]:
         """The steps of the best path that ends with this edge at this seq."""
         edges, firsts, start = self._edges, self._edges.firsts, self._start
+        follows, vias, lates, best = edges.follows, self._via, self._late, self._best
         trail, joins = [edge], [upto]
-        while True:
-            late = self._late.get((edge, joins[-1])) if self._late else None
-            via = late[1] if late is not None else self._via.get(edge)
-            after = via[1] if via else firsts[edge] - 1
+        while True:  # once for each step of the path: a million of them are walked inline
+            late = lates.get((edge, joins[-1])) if lates else None
+            via = late[1] if late is not None else vias.get(edge) if vias else None
+            if via:
+                edge, after = via
+            else:
+                after = firsts[edge] - 1
+                if after == start:
+                    joins.append(after)
+                    break
+                leader = follows[edge]
+                if leader == SEVERAL:
+                    leader = self._followed(edge)
+                edge = best.get(leader, leader)
             joins.append(after)
-            if after == start:
-                break
-            edge = via[0] if via else self._best_of(self._followed(edge))
             trail.append(edge)
         trail.reverse()
         joins.reverse()
