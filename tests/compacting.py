@@ -8,7 +8,7 @@ from typing import Any
 
 from backup.common import open_segment
 from backup.restoring.target import Wanted, find_target
-from compactor.compaction.options import CompactOptions
+from compactor.compaction.options import CompactOptions, Progress, Wish
 from compactor.compaction.report import CompactReport
 from compactor.compaction.run import compact_session
 from compactor.entries import SegmentEntry
@@ -59,12 +59,21 @@ class Bench:
         return Session(store or open_store(self.world.url), MetaIndex.open(self.folder / meta))
 
     def compact(
-        self, strategy: str = "all", *, store: Store | None = None, meta: str = "meta.db", **options: Any
+        self,
+        strategy: str = "all",
+        *,
+        store: Store | None = None,
+        meta: str = "meta.db",
+        progress: Progress | None = None,
+        options: CompactOptions = QUICK,
+        **wish: Any,
     ) -> CompactReport:
-        options.setdefault("options", QUICK)
-        session = self.session(store, meta)
         return compact_session(
-            session, strategy=strategy, clock_ms=lambda: self.now_ms + self.skew_ms, **options
+            self.session(store, meta),
+            Wish.of(strategy=strategy, **wish),
+            progress=progress,
+            options=options,
+            clock_ms=lambda: self.now_ms + self.skew_ms,
         )
 
     @property

@@ -15,7 +15,7 @@ from backup.restoring.target import Wanted
 from backup.retention.pins import pin_session
 from backup.retention.policy import set_policy_session
 from backup.retention.prune import prune_session
-from compactor.compaction.options import CompactOptions
+from compactor.compaction.options import CompactOptions, Wish
 from compactor.compaction.run import compact_session
 from compactor.policy import HOUR_MS, Policy
 from compactor.store.base import Store
@@ -50,7 +50,7 @@ class Site:
         with yard.session() as session:
             pin_session(session, "third", Wanted.of(seq=4))
             yard.promises.pinned("third", Point(next(iter(yard.promises.generations)), 4))
-            compact_session(session, strategy="log", clock_ms=yard.clock.local_ms)
+            compact_session(session, Wish.of(strategy="log"), clock_ms=yard.clock.local_ms)
             set_policy_session(session, window_ms=HOUR_MS, daily=2)
         yard.watch()
         copy = directory.twin()
@@ -86,10 +86,10 @@ class Site:
         clock_ms = self.yard.clock.local_ms
         commands: dict[str, Callable[[Any], object]] = {
             "compact": lambda session: compact_session(
-                session, strategy="levels", threshold=2, options=ONE_THREAD, clock_ms=clock_ms
+                session, Wish.of(strategy="levels", threshold=2), options=ONE_THREAD, clock_ms=clock_ms
             ),
             "compact across": lambda session: compact_session(
-                session, strategy="all", options=ONE_THREAD, clock_ms=clock_ms
+                session, Wish.of(strategy="all"), options=ONE_THREAD, clock_ms=clock_ms
             ),
             "prune": lambda session: prune_session(session, clock_ms=clock_ms),
             "policy": lambda session: set_policy_session(session, last=2),

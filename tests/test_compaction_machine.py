@@ -30,6 +30,7 @@ from backup.restoring.target import Wanted
 from backup.retention.pins import pin_session, unpin_session
 from backup.retention.policy import set_policy_session
 from backup.retention.prune import prune_session
+from compactor.compaction.options import Wish
 from compactor.compaction.run import compact_session
 from compactor.entries import SegmentEntry
 from compactor.follow import Change, Writer, follow
@@ -355,7 +356,7 @@ class Retention(RuleBasedStateMachine):
 
     def run_compaction(self, name: str, **options: Any) -> None:
         with self.yard.session() as session:
-            compact_session(session, strategy=name, clock_ms=self.yard.clock.local_ms, **options)
+            compact_session(session, Wish.of(strategy=name, **options), clock_ms=self.yard.clock.local_ms)
 
     # -- what readers do
 

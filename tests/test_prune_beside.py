@@ -11,6 +11,7 @@ import pytest
 
 from backup.retention.prune import CLOCK_MS, prune_session
 from backup.retention.report import PruneReport
+from compactor.compaction.options import Wish
 from compactor.compaction.run import compact_session
 from compactor.fetch import SegmentFetcher
 from compactor.meta.index import MetaIndex
@@ -52,7 +53,7 @@ def prune(shop: Shop, times: int = 1) -> PruneReport:
 
 def compact(shop: Shop, store: FaultyStore | None = None) -> None:
     with session(shop, store) as at:
-        compact_session(at, strategy="all", clock_ms=lambda: now_ms() + shop.later_ms)
+        compact_session(at, Wish.of(strategy="all"), clock_ms=lambda: now_ms() + shop.later_ms)
 
 
 def shipped(shop: Shop, runs: int = 3) -> Machine:

@@ -12,6 +12,7 @@ import pytest
 import backup
 import compactor
 from backup.retention.prune import prune_session
+from compactor.compaction.options import Wish
 from compactor.compaction.run import compact_session
 from compactor.policy import DAY_MS, HOUR_MS
 from tests.keeping import Directory, Yard, standing
@@ -56,7 +57,7 @@ class Desk:
 
     def compact(self, **options: Any) -> Any:
         with self.yard.session() as session:
-            return compact_session(session, clock_ms=self.yard.clock.local_ms, **options)
+            return compact_session(session, Wish.of(**options), clock_ms=self.yard.clock.local_ms)
 
     def prune(self, **options: Any) -> Any:
         with self.yard.session() as session:

@@ -28,7 +28,7 @@ from backup.restoring.target import Wanted
 from backup.retention.pins import pin_session, unpin_session
 from backup.retention.policy import set_policy_session
 from backup.retention.prune import prune_session
-from compactor.compaction.options import CompactOptions
+from compactor.compaction.options import CompactOptions, Wish
 from compactor.compaction.run import compact_session
 from compactor.policy import DAY_MS, HOUR_MS, Policy
 from compactor.store.base import Store
@@ -187,8 +187,7 @@ class World:
             "compact",
             self.keeper(
                 compact_session,
-                strategy=name,
-                threshold=threshold,
+                Wish.of(strategy=name, threshold=threshold),
                 options=COMPACT,
                 clock_ms=self.yard.clock.local_ms,
             ),
@@ -389,7 +388,7 @@ class World:
             directory.ship_anyhow()
             self.observe()
         with self.yard.session() as session:
-            compact_session(session, strategy="all", clock_ms=self.yard.clock.local_ms)
+            compact_session(session, Wish.of(strategy="all"), clock_ms=self.yard.clock.local_ms)
             self.observe()
             self.grace_ms = 0
             prune_session(session, grace_ms=0, clock_ms=self.yard.clock.local_ms)

@@ -56,38 +56,23 @@ def compact(
     `other_host`), DamageError (`store_damaged`: what could be merged is, what is damaged stays), ExistsError
     (`out`), RefusedError, StorageError, and TemporaryError: try again.
     """
+    wish = Wish.of(
+        strategy=strategy, threshold=threshold, window=window, dry_run=dry_run, out=out, force=force
+    )
     chosen = options or CompactOptions()
     with open_session(url, meta, chosen.store) as session:
-        return compact_session(
-            session,
-            strategy=strategy,
-            threshold=threshold,
-            window=window,
-            dry_run=dry_run,
-            out=out,
-            force=force,
-            progress=progress,
-            options=chosen,
-        )
+        return compact_session(session, wish, progress=progress, options=chosen)
 
 
 def compact_session(
     session: Session,
+    wish: Wish,
     *,
-    strategy: str = "auto",
-    threshold: int | None = None,
-    window: int | None = None,
-    dry_run: bool = False,
-    out: str | os.PathLike[str] | None = None,
-    force: bool = False,
     progress: Progress | None = None,
     options: CompactOptions | None = None,
     clock_ms: Callable[[], int] = now_ms,
 ) -> CompactReport:
     """`compact` for a namespace that is open. clock_ms: of this machine."""
-    wish = Wish.of(
-        strategy=strategy, threshold=threshold, window=window, dry_run=dry_run, out=out, force=force
-    )
     return _Compaction(session, wish, options or CompactOptions(), clock_ms, progress).run()
 
 
