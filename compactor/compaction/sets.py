@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 
 from compactor.compaction.aged import aged_together, aged_units
 from compactor.entries import SegmentEntry
@@ -219,10 +220,14 @@ def _has_all_parts(unit: Sequence[Step]) -> bool:
 
 
 def _set_of(generation: Generation, path: Sequence[Step], segments: tuple[SegmentEntry, ...]) -> MergeSet:
-    steps = tuple(step for step in path if segments[0].first_seq - 1 <= step.after < segments[-1].last_seq)
-    behind = [step for step in path if step.after >= segments[-1].last_seq]
-    later = tuple(step.upto for step in behind if _ends_exactly(step.segment))
-    return MergeSet(generation=generation, steps=steps, later=later)
+    begin = bisect_left(path, segments[0].first_seq - 1, key=_begin_of)
+    end = bisect_left(path, segments[-1].last_seq, begin, key=_begin_of)
+    later = tuple(step.upto for step in islice(path, end, None) if _ends_exactly(step.segment))
+    return MergeSet(generation=generation, steps=tuple(path[begin:end]), later=later)
+
+
+def _begin_of(step: Step) -> int:
+    return step.after
 
 
 def _ends_exactly(segment: SegmentEntry) -> bool:
