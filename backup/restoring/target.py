@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from compactor.fetch import SegmentFetcher
-from compactor.generations import Began, Generation
+from compactor.generations import Began, Generation, Parent
 from compactor.index_points import IndexPoints, Point, best
 from compactor.lineage import HeadView, ancestry, begin_time, line_of, predecessor, took_over
 from compactor.windows import Reach, reaches
@@ -160,22 +160,41 @@ class _Search:
         if begin is not None and time_max >= begin:
             served = self._served(self._own(owner, upto), time_max)
             return served or "the store has that time no more, or only merged"
-        if owner.began and upto < owner.began.seq:
-            # A child left it before its own first record: whoever it took over from has no say.
-            found = self._inherited(owner, owner.began, upto, time_max)
-            if isinstance(found, Point):
-                return found
         taken = predecessor(self._head, owner.id)
-        if taken:
-            before = self._taken_over(owner, taken, time_max, begin)
-            if isinstance(before, Point) or not owner.began:
-                return before
         if owner.began:
-            found = self._inherited(owner, owner.began, upto, time_max)
-            return before if taken and isinstance(found, str) else found
-        if not owner.parent:
-            return "it is before the first record"
-        left = owner.parent
+            return self._before_began(owner, owner.began, taken, upto, time_max, begin)
+        if taken:
+            return self._taken_over(owner, taken, time_max, begin)
+        if owner.parent:
+            return self._before_parent(owner, owner.parent, time_max, begin)
+        return "it is before the first record"
+
+    def _before_began(
+        self,
+        owner: Generation,
+        began: Began,
+        taken: Generation | None,
+        upto: int,
+        time_max: int,
+        begin: int | None,
+    ) -> Point | str:
+        """A time before the first record that a generation wrote itself: on the line that it took over from,
+        else among what a merge gave it. A child that left it before that record asks in the other order:
+        whoever it took over from has no say there."""
+        if taken is None or upto < began.seq:
+            inherited = self._inherited(owner, began, upto, time_max)
+            if taken is None or isinstance(inherited, Point):
+                return inherited
+        before = self._taken_over(owner, taken, time_max, begin)
+        if isinstance(before, Point):
+            return before
+        inherited = self._inherited(owner, began, upto, time_max)
+        return inherited if isinstance(inherited, Point) else before
+
+    def _before_parent(
+        self, owner: Generation, left: Parent, time_max: int, begin: int | None
+    ) -> Point | str:
+        """A time before a generation began, on the one that it left."""
         before = self.at_time(self._head.generations[left.generation], left.seq, time_max)
         if (
             isinstance(before, Point)
